@@ -1,0 +1,176 @@
+"""Shared pieces of the configs: functions that return plain config groups, never a base class."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+
+def data(dataset: str = "synthetic_cxr", **overrides) -> ConfigDict:
+    """What is read, how an image and its text become one row, and the batch size."""
+    group = ConfigDict(
+        dict(
+            dataset=dataset,
+            data_dir="",  # "" = $TFDS_DATA_DIR or ./data
+            train_split="train",
+            validation_split="validation",
+            test_split="test",
+            global_batch_size=64,
+            pairing="paired",  # unpaired: images and texts come from two independent streams
+            max_examples=0,  # 0 = all; a positive number cuts every split (for quick tries)
+            workers=0,  # decoding processes; 0 = threads of the main process
+            image=image(),
+            text=text(),
+        )
+    )
+    return _update(group, overrides)
+
+
+def image(size: int = 224, mean=HALF, std=HALF, **augment) -> ConfigDict:
+    """Image side: size, normalisation and augmentation. No flip by default: it moves findings to
+    the other side while the report keeps its words."""
+    return ConfigDict(
+        dict(
+            size=size,
+            channels=3,  # channels the encoder sees; grey images are repeated on the device
+            mean=mean,
+            std=std,
+            augment=_update(
+                ConfigDict(
+                    dict(
+                        crop_scale=(0.8, 1.0),
+                        crop_ratio=(0.9, 1.1),
+                        brightness=0.1,
+                        contrast=0.1,
+                        rotate=5.0,
+                        hflip=False,
+                    )
+                ),
+                augment,
+            ),
+        )
+    )
+
+
+def text(max_length: int = 128, tokenizer: str = "train", sample: str = "report") -> ConfigDict:
+    """Text side. `tokenizer`: "train" (WordPiece on the corpus), a vocab.txt, a folder or a hub name.
+    `sample`: report | findings | impression | section | sentence."""
+    return ConfigDict(
+        dict(tokenizer=tokenizer, vocab_size=4096, max_length=max_length, sample=sample)
+    )
+
+
+def optim(lr: float = 1e-4, **overrides) -> ConfigDict:
+    """Optimiser. `groups` is a tuple of (path regex, settings); first match wins. Settings:
+    lr_mult, weight_decay, freeze (True or a duration such as "1ep")."""
+    group = ConfigDict(
+        dict(
+            name="adamw",  # adamw | adam (weight decay inside the gradient) | sgd
+            lr=lr,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            momentum=0.9,
+            weight_decay=0.05,
+            decay_regex=r"(kernel|embedding)$",  # biases, norms and scales are never decayed
+            schedule="cosine",  # cosine | linear | constant
+            warmup="10%",
+            min_lr=0.0,
+            clip_norm=1.0,  # 0 = off
+            groups=(),
+            unit_norm=(),  # rows of these parameters stay on the unit sphere
+            moment_dtype="float32",
+        )
+    )
+    return _update(group, overrides)
+
+
+def train(steps: str = "50ep", **overrides) -> ConfigDict:
+    """The loop. Durations are steps ("500"), epochs ("3ep") or shares ("10%")."""
+    group = ConfigDict(
+        dict(
+            steps=steps,
+            log_every=20,
+            eval_every="1ep",
+            save_every="1ep",
+            keep_last=2,
+            keep_best=1,
+            best_metric="",  # e.g. "zero_shot/synthetic_cxr/macro_auroc"; "" keeps by recency only
+            best_mode="max",
+            ema_decay=0.0,  # > 0 keeps an average of the parameters, which evaluation then uses
+        )
+    )
+    return _update(group, overrides)
+
+
+def mesh(**overrides) -> ConfigDict:
+    """Device mesh and placement. -1 takes what is left. `rules`: () = `parallel.rules.DEFAULT_RULES`."""
+    return _update(ConfigDict(dict(data=-1, fsdp=1, tensor=1, rules=())), overrides)
+
+
+def evaluation(batch_size: int = 64, **tasks) -> ConfigDict:
+    """Downstream tasks run during and after pretraining; by default zero-shot and retrieval."""
+    tasks = tasks or dict(zero_shot=dict(), retrieval=dict())
+    return ConfigDict(dict(batch_size=batch_size, bootstrap_samples=1000, tasks=tasks))
+
+
+def assemble(**groups) -> ConfigDict:
+    """Puts the groups of one system together and fills in the ones not given."""
+    config = ConfigDict(
+        dict(name="", spec="", seed=0, variant="paper", data=data(), optim=optim(), train=train())
+    )
+    config.mesh = mesh()
+    config.eval = evaluation()
+    config.model = ConfigDict()
+    config.objectives = ConfigDict()
+    for key, value in groups.items():
+        config[key] = value if not isinstance(value, dict) else ConfigDict(value)
+    return config
+
+
+def linear_heads(features: int) -> dict:
+    """Linear projections of both towers without bias, as CLIP has them."""
+    head = dict(name="heads.LinearProjection", features=features, use_bias=False)
+    return dict(image_projection=dict(head), text_projection=dict(head))
+
+
+def mlp_heads(features: int, hidden: int) -> dict:
+    """Two-layer projections of both towers (ConVIRT, SimCLR)."""
+    head = dict(name="heads.MLPProjection", features=features, hidden=hidden)
+    return dict(image_projection=dict(head), text_projection=dict(head))
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks any system to tiny towers and a few steps on the tiny synthetic corpus: it checks that
+    the system runs, not how good it is. Under a minute on two cores."""
+    config.data.update(
+        dict(
+            dataset="synthetic_cxr/tiny"
+            if config.data.dataset.startswith("synthetic")
+            else config.data.dataset,
+            global_batch_size=8,
+            max_examples=64,
+        )
+    )
+    config.data.image.size = 64
+    config.data.text.update(dict(max_length=48, vocab_size=1024, tokenizer="train"))
+    config.train.update(dict(steps="6", log_every=1, eval_every="3", save_every="3"))
+    config.optim.warmup = "1"
+    config.eval.batch_size = 16
+    config.eval.bootstrap_samples = 50
+    return config
+
+
+def _update(group: ConfigDict, overrides: dict) -> ConfigDict:
+    """Overwrites existing keys only, so that a typing error in a config stops at once."""
+    for key, value in overrides.items():
+        if key not in group:
+            raise KeyError(f"{key!r} is no key of this group; it has {sorted(group)}")
+        with group.ignore_type():
+            group[key] = value
+    return group

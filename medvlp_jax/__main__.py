@@ -1,0 +1,267 @@
+"""Command line: `python -m medvlp_jax VERB ...` (what `./run.sh VERB ...` calls).
+
+Heavy imports happen inside the verbs, so `--help` and errors of usage come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from medvlp_jax.errors import UserError
+
+_EXAMPLES = """examples:
+  quickstart --workdir runs/quickstart
+  train --config configs/quickstart.py --workdir runs/q --config.optim.lr=3e-4
+  train --config configs/convirt.py:smoke,data=image_text_folder --workdir runs/covid
+  eval --workdir runs/q --tasks zero_shot,retrieval
+  data build image_text_folder --manual-dir /path/to/folder
+  export --workdir runs/q --to hf exported/
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="medvlp",
+        description="Medical vision-language pretraining in JAX/Flax.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of user errors")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_run_verbs(verbs)
+    _add_data_verb(verbs)
+    _add_model_verbs(verbs)
+    verbs.add_parser("configs", help="list the configs with one line each").set_defaults(
+        run=_configs
+    )
+    verbs.add_parser("doctor", help="devices, versions, what is missing").set_defaults(run=_doctor)
+    return parser
+
+
+def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
+    quick = verbs.add_parser(
+        "quickstart", help="pretrain, evaluate and export on the embedded corpus"
+    )
+    quick.add_argument("--workdir", default="runs/quickstart")
+    quick.add_argument("--config", default="")
+    quick.set_defaults(run=_quickstart)
+    train = verbs.add_parser(
+        "train", help="pretrain; resumes by itself if the workdir has a checkpoint"
+    )
+    train.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    train.add_argument("--workdir", required=True)
+    train.add_argument(
+        "--mode", choices=("run", "dry"), default="run", help="dry: only build and show"
+    )
+    train.set_defaults(run=_train)
+    evaluation = verbs.add_parser("eval", help="run downstream tasks on a checkpoint")
+    evaluation.add_argument("--workdir", required=True)
+    evaluation.add_argument("--tasks", default="", help="comma-separated; default: the config's")
+    evaluation.add_argument("--dataset", default="", help="default: the config's")
+    evaluation.add_argument("--split", default="", help="default: the config's test split")
+    evaluation.add_argument("--step", type=int, default=None, help="default: best, else newest")
+    evaluation.set_defaults(run=_eval)
+
+
+def _add_data_verb(verbs: argparse._SubParsersAction) -> None:
+    data = verbs.add_parser("data", help="list, build or check datasets")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="datasets with access rules").set_defaults(run=_data_list)
+    for action, run in (("build", _data_build), ("check", _data_check)):
+        sub = actions.add_parser(action)
+        sub.add_argument("name")
+        sub.add_argument("--data-dir", default="", help="default: $TFDS_DATA_DIR or ./data")
+        sub.set_defaults(run=run)
+        if action == "build":
+            sub.add_argument("--manual-dir", default="", help="folder with the files you obtained")
+            sub.add_argument(
+                "--option",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="option of the builder, e.g. size=512 (repeatable)",
+            )
+
+
+def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
+    export = verbs.add_parser("export", help="write weights that load in PyTorch, and a model card")
+    export.add_argument("out")
+    export.add_argument("--workdir", required=True)
+    export.add_argument("--to", choices=("hf",), default="hf")
+    export.add_argument("--step", type=int, default=None)
+    export.set_defaults(run=_export)
+    zero = verbs.add_parser("zeroshot", help="score images against prompts")
+    zero.add_argument("images", nargs="+", help="image files or folders (PNG, JPEG, TIFF, DICOM)")
+    zero.add_argument("--workdir", required=True)
+    zero.add_argument("--prompts", nargs="+", required=True, metavar="PROMPT")
+    zero.set_defaults(run=_zeroshot)
+    embed = verbs.add_parser("embed", help="embeddings of images as an .npz file")
+    embed.add_argument("images", nargs="+")
+    embed.add_argument("--workdir", required=True)
+    embed.add_argument("--out", required=True, help=".npz with 'image_embed' [n,D] and 'file' [n]")
+    embed.set_defaults(run=_embed)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.a.b=value` out of the arguments: `(other arguments, overrides)`."""
+    marker = "--config."
+    overrides = [a.removeprefix(marker) for a in argv if a.startswith(marker)]
+    return [a for a in argv if not a.startswith(marker)], overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit code: 0, 2 for an error the user can fix, 130 for Ctrl-C."""
+    arguments, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parsed = make_parser().parse_args(arguments)
+    parsed.overrides = overrides
+    # Chatter of the C++ runtimes would hide the progress lines.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    try:
+        if overrides and parsed.verb not in ("train", "quickstart"):
+            raise UserError(
+                f"--config.KEY=VALUE belongs to train and quickstart, not to {parsed.verb}"
+            )
+        return run(parsed)
+    except UserError as error:
+        if parsed.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _start_devices() -> None:
+    from medvlp_jax.parallel import distributed
+
+    distributed.initialize()
+
+
+def _train(args: argparse.Namespace) -> int:
+    from medvlp_jax import config, runs
+
+    settings = config.load_config(args.config, args.overrides)
+    _start_devices()
+    if args.mode == "dry":
+        print(runs.run_dry(settings, args.workdir))
+        return 0
+    runs.run_training(settings, args.workdir)
+    return 0
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    from medvlp_jax import config, quickstart
+
+    default = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
+    settings = config.load_config(args.config or str(default), args.overrides)
+    quickstart.quickstart(settings, pathlib.Path(args.workdir))
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from medvlp_jax import evaluate, runs
+
+    _start_devices()
+    names = tuple(filter(None, args.tasks.split(",")))
+    results = runs.run_evaluation(
+        args.workdir, split=args.split, dataset=args.dataset, tasks=names, step=args.step
+    )
+    print(evaluate.table(results))
+    return 0
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    from medvlp_jax.data import build
+
+    del args
+    print(build.list_datasets())
+    return 0
+
+
+def _data_build(args: argparse.Namespace) -> int:
+    from medvlp_jax.data import build
+
+    options = {}
+    for item in args.option:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise UserError(f"--option {item}: expected KEY=VALUE")
+        options[key] = value
+    path = build.build_dataset(
+        args.name, args.data_dir or None, manual_dir=args.manual_dir or None, options=options
+    )
+    print(f"built {path}")
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from medvlp_jax.data import check
+
+    report = check.check_dataset(args.name, args.data_dir or None)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    from medvlp_jax import runs
+
+    runs.run_export(args.workdir, args.out, step=args.step)
+    return 0
+
+
+def _zeroshot(args: argparse.Namespace) -> int:
+    from medvlp_jax import runs
+
+    files, images = runs.read_images(args.workdir, args.images)
+    scores = runs.load_predictor(args.workdir).zero_shot(images, list(args.prompts))
+    width = max(len(str(f)) for f in files)
+    print(f"{'file':<{width}}  " + "  ".join(args.prompts))
+    for file, row in zip(files, scores, strict=True):
+        print(f"{file!s:<{width}}  " + "  ".join(f"{value:.3f}" for value in row))
+    print("Research use only, not for clinical use.")
+    return 0
+
+
+def _embed(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from medvlp_jax import runs
+
+    files, images = runs.read_images(args.workdir, args.images)
+    embeddings = runs.load_predictor(args.workdir).encode_image(images)
+    np.savez(args.out, image_embed=embeddings, file=np.asarray([str(f) for f in files]))
+    print(f"wrote {args.out}: {embeddings.shape[0]} x {embeddings.shape[1]}")
+    return 0
+
+
+def _configs(args: argparse.Namespace) -> int:
+    import ast
+
+    del args
+    folder = pathlib.Path(__file__).resolve().parent.parent / "configs"
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if "get_config" in names:
+            first = (ast.get_docstring(tree) or "").split("\n")[0]
+            print(f"configs/{path.name:<22} {first}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from medvlp_jax import doctor
+
+    del args
+    print(doctor.report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Device mesh, placement rules and start-up of several hosts."""

@@ -1,0 +1,165 @@
+"""Pure functions of one training step. Knows no system: the objectives bring everything special.
+
+One step: preprocess on the device, one forward pass per distinct corruption, weighted sum of the
+objectives, gradient, optimiser, moving average. All inside one `jax.jit` with the state donated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from medvlp_jax.objectives.system import System
+from medvlp_jax.parallel.mesh import batch_sharding, replicated
+from medvlp_jax.parallel.rules import Rule, state_shardings
+from medvlp_jax.types import Batch, Metrics
+
+Preprocess = Callable[[Batch], Batch]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes during training; arrays only.
+
+    Attributes:
+        step: int32, number of steps done.
+        params: nested dict, float32.
+        opt_state: state of the optax chain.
+        model_state: mutable collections of the model (`batch_stats`, queues ...) and, when the
+            moving average is on, `ema_params`.
+        rng: base key; the key of a step is `fold_in(rng, step)`, so a resumed run draws the same.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    model_state: Any
+    rng: jax.Array
+
+
+def variables(state: TrainState, *, averaged: bool = False) -> dict[str, Any]:
+    """Variables for `System.apply`; `averaged` takes the moving average where it exists."""
+    collections = {k: v for k, v in state.model_state.items() if k != "ema_params"}
+    params = state.params
+    if averaged and "ema_params" in state.model_state:
+        params = state.model_state["ema_params"]
+    return {"params": params, **collections}
+
+
+def make_init(
+    system: System,
+    make_tx: Callable[[Any], optax.GradientTransformation],
+    preprocess: Preprocess,
+    *,
+    ema_decay: float = 0.0,
+) -> Callable[[jax.Array, Batch], TrainState]:
+    """Returns `(key, batch) -> TrainState` for `jax.eval_shape` or `jax.jit`.
+
+    Args:
+        system: model and objectives.
+        make_tx: builds the optimiser from the parameters (or their shapes).
+        preprocess: what happens to a batch on the device.
+        ema_decay: > 0 adds `ema_params` to the model state.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        names = ("params", "dropout", "corruption")
+        rngs = dict(zip(names, jax.random.split(init_key, len(names)), strict=True))
+        collections = dict(system.init(rngs, preprocess(batch), train=False))
+        params = collections.pop("params")
+        if ema_decay:
+            collections["ema_params"] = jax.tree.map(jnp.copy, params)
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            opt_state=make_tx(params).init(params),
+            model_state=collections,
+            rng=run_key,
+        )
+
+    return init
+
+
+def place_state(
+    init: Callable[[jax.Array, Batch], TrainState],
+    key: jax.Array,
+    batch: Batch,
+    mesh: Mesh,
+    rules: tuple[Rule, ...] = (),
+) -> tuple[TrainState, TrainState]:
+    """Shapes and shardings of the state without allocating anything: `(shapes, shardings)`."""
+    shapes = jax.eval_shape(init, key, batch)
+    return shapes, state_shardings(shapes, shapes.params, mesh, rules)
+
+
+def make_train_step(
+    system: System,
+    tx: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    preprocess: Preprocess,
+    *,
+    shardings: TrainState,
+    mesh: Mesh,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.rng, state.step)
+        rngs = {
+            name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "corruption"))
+        }
+        batch = preprocess(batch)
+        collections = variables(state)
+        collections.pop("params")
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+            (loss, metrics), updated = system.apply(
+                {"params": params, **collections},
+                batch,
+                train=True,
+                rngs=rngs,
+                mutable=list(collections),
+            )
+            return loss, (metrics, updated)
+
+        (loss, (metrics, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        model_state = dict(updated)
+        if ema_decay:
+            model_state["ema_params"] = jax.tree.map(
+                lambda old, new: ema_decay * old + (1 - ema_decay) * new,
+                state.model_state["ema_params"],
+                params,
+            )
+        metrics = {
+            **metrics,
+            "loss": loss,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            model_state=model_state,
+            rng=state.rng,
+        )
+        return new_state, metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )

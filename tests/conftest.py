@@ -1,0 +1,44 @@
+"""Shared fixtures. Without the first lines the suite would need an accelerator and one device only."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _shared(variable: str, default: str) -> pathlib.Path:
+    folder = pathlib.Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not folder.is_dir():
+        pytest.skip(
+            f"{variable} is not set and {folder} does not exist: real files are not shipped"
+        )
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> pathlib.Path:
+    """Folder of reference inputs, outputs and gradients (`MEDVLP_REFERENCE`)."""
+    return _shared("MEDVLP_REFERENCE", "reference")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """Folder of real images and texts (`MEDVLP_DATA`)."""
+    return _shared("MEDVLP_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+    """Root of the checkout."""
+    return ROOT
