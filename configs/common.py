@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from medvlp_jax.data.options import DataOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -12,57 +16,16 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def data(dataset: str = "synthetic_cxr", **overrides) -> ConfigDict:
-    """What is read, how an image and its text become one row, and the batch size."""
-    group = ConfigDict(
-        dict(
-            dataset=dataset,
-            data_dir="",  # "" = $TFDS_DATA_DIR or ./data
-            train_split="train",
-            validation_split="validation",
-            test_split="test",
-            global_batch_size=64,
-            pairing="paired",  # unpaired: images and texts come from two independent streams
-            max_examples=0,  # 0 = all; a positive number cuts every split (for quick tries)
-            workers=0,  # decoding processes; 0 = threads of the main process
-            image=image(),
-            text=text(),
-        )
-    )
+    """What is read and how an image and its text become one row; keys and defaults are those of
+    `medvlp_jax.data.options.DataOptions`. Overrides may be nested dicts."""
+    group = ConfigDict(dataclasses.asdict(DataOptions(dataset=dataset)))
+    # Mild changes that keep left and right: a flip would make every "left" of the report wrong.
+    group.image.augment = _update(
+        group.image.augment,
+        dict(crop="random_resized", crop_scale=(0.8, 1.0), crop_ratio=(0.9, 1.1), rotate=5.0,
+             brightness=0.1, contrast=0.1),
+    )  # fmt: skip
     return _update(group, overrides)
-
-
-def image(size: int = 224, mean=HALF, std=HALF, **augment) -> ConfigDict:
-    """Image side: size, normalisation and augmentation. No flip by default: it moves findings to
-    the other side while the report keeps its words."""
-    return ConfigDict(
-        dict(
-            size=size,
-            channels=3,  # channels the encoder sees; grey images are repeated on the device
-            mean=mean,
-            std=std,
-            augment=_update(
-                ConfigDict(
-                    dict(
-                        crop_scale=(0.8, 1.0),
-                        crop_ratio=(0.9, 1.1),
-                        brightness=0.1,
-                        contrast=0.1,
-                        rotate=5.0,
-                        hflip=False,
-                    )
-                ),
-                augment,
-            ),
-        )
-    )
-
-
-def text(max_length: int = 128, tokenizer: str = "train", sample: str = "report") -> ConfigDict:
-    """Text side. `tokenizer`: "train" (WordPiece on the corpus), a vocab.txt, a folder or a hub name.
-    `sample`: report | findings | impression | section | sentence."""
-    return ConfigDict(
-        dict(tokenizer=tokenizer, vocab_size=4096, max_length=max_length, sample=sample)
-    )
 
 
 def optim(lr: float = 1e-4, **overrides) -> ConfigDict:
@@ -116,7 +79,9 @@ def mesh(**overrides) -> ConfigDict:
 def evaluation(batch_size: int = 64, **tasks) -> ConfigDict:
     """Downstream tasks run during and after pretraining; by default zero-shot and retrieval."""
     tasks = tasks or dict(zero_shot=dict(), retrieval=dict())
-    return ConfigDict(dict(batch_size=batch_size, bootstrap_samples=1000, tasks=tasks))
+    return ConfigDict(
+        dict(batch_size=batch_size, bootstrap_samples=1000, split="test", tasks=tasks)
+    )
 
 
 def assemble(**groups) -> ConfigDict:
@@ -146,23 +111,20 @@ def mlp_heads(features: int, hidden: int) -> dict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks any system to tiny towers and a few steps on the tiny synthetic corpus: it checks that
+    """Shrinks any system to tiny inputs and a few steps on the tiny synthetic corpus: it checks that
     the system runs, not how good it is. Under a minute on two cores."""
-    config.data.update(
-        dict(
-            dataset="synthetic_cxr/tiny"
-            if config.data.dataset.startswith("synthetic")
-            else config.data.dataset,
-            global_batch_size=8,
-            max_examples=64,
-        )
+    data_settings = dict(
+        global_batch_size=8,
+        max_examples=64,
+        image=dict(size=64, resize=None),
+        text=dict(max_length=48, vocab_size=1024, tokenizer=None),
     )
-    config.data.image.size = 64
-    config.data.text.update(dict(max_length=48, vocab_size=1024, tokenizer="train"))
-    config.train.update(dict(steps="6", log_every=1, eval_every="3", save_every="3"))
+    if config.data.dataset == "synthetic_cxr":
+        data_settings["dataset"] = "synthetic_cxr/tiny"
+    _update(config.data, data_settings)
+    _update(config.train, dict(steps="6", log_every=1, eval_every="3", save_every="3"))
+    _update(config.eval, dict(batch_size=16, bootstrap_samples=50))
     config.optim.warmup = "1"
-    config.eval.batch_size = 16
-    config.eval.bootstrap_samples = 50
     return config
 
 
@@ -171,6 +133,9 @@ def _update(group: ConfigDict, overrides: dict) -> ConfigDict:
     for key, value in overrides.items():
         if key not in group:
             raise KeyError(f"{key!r} is no key of this group; it has {sorted(group)}")
+        if isinstance(group[key], ConfigDict) and isinstance(value, dict | ConfigDict):
+            _update(group[key], dict(value))
+            continue
         with group.ignore_type():
             group[key] = value
     return group

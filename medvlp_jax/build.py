@@ -211,7 +211,7 @@ def build_tasks(config: ConfigDict, names: tuple[str, ...] = ()) -> dict[str, An
     return tasks
 
 
-def build_tokenizer(config: ConfigDict, workdir: str | pathlib.Path, *, save: bool = True) -> Any:
+def build_tokenizer(config: ConfigDict, workdir: str | pathlib.Path) -> Any:
     """The tokenizer of a run: the one kept in its workdir, else made or loaded as the config says.
 
     It is stored in `workdir/tokenizer`, so a run never depends on a hub or on a corpus that changed.
@@ -219,15 +219,8 @@ def build_tokenizer(config: ConfigDict, workdir: str | pathlib.Path, *, save: bo
     folder = pathlib.Path(workdir) / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return text.load_tokenizer(str(folder))
-    spec = config.data.text.tokenizer
-    if spec == "train":
-        texts = pipeline.iter_texts(
-            config.data.dataset, config.data.train_split, config.data.data_dir or None
-        )
-        tokenizer = text.train_wordpiece(texts, vocab_size=config.data.text.vocab_size)
-    else:
-        tokenizer = text.load_tokenizer(spec)
-    if save and jax.process_index() == 0:
+    tokenizer = pipeline.config_tokenizer(config.data)
+    if jax.process_index() == 0:
         tokenizer.save_pretrained(str(folder))
     return tokenizer
 

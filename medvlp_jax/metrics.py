@@ -54,7 +54,8 @@ class MetricLog:
         self._file.flush()
         if self._board is not None:
             for key, value in metrics.items():
-                self._board.add_scalar(key, value, step)
+                if math.isfinite(value):
+                    self._board.add_scalar(key, value, step)
 
     def close(self) -> None:
         """Flushes and closes the files."""

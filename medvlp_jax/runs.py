@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from medvlp_jax import build, evaluate
 from medvlp_jax import config as config_lib
 from medvlp_jax.checkpoint import Checkpoints, abstract
+from medvlp_jax.data import build as data_build
 from medvlp_jax.data import pipeline
 from medvlp_jax.errors import UserError
 from medvlp_jax.metrics import MetricLog
@@ -32,6 +33,26 @@ from medvlp_jax.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a config does not say and the data does; kept in `workdir/run.json`, so that a trained
+    model loads where its dataset is not.
+
+    Attributes:
+        steps_per_epoch: global batches in one pass over the training split.
+        example: key -> (shape without the batch axis, dtype) of a training batch.
+    """
+
+    steps_per_epoch: int
+    example: dict[str, tuple[tuple[int, ...], str]]
+
+    def batch(self, size: int) -> Batch:
+        """An all-zero batch of those shapes, for `eval_shape` and initialisation."""
+        return {
+            key: jnp.zeros((size, *shape), dtype) for key, (shape, dtype) in self.example.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything built from a config: nothing here depends on a checkpoint."""
 
@@ -40,48 +61,87 @@ class Run:
     tokenizer: Any
     system: System
     preprocess: Callable[[Batch], Batch]
-    steps_per_epoch: int
+    facts: Facts
     total_steps: int
 
 
-def open_run(config: ConfigDict, workdir: str | pathlib.Path, *, save: bool = True) -> Run:
+def open_run(config: ConfigDict, workdir: str | pathlib.Path, facts: Facts | None = None) -> Run:
     """Builds mesh, tokenizer, model and objectives, and checks the numbers that must fit.
+
+    Args:
+        config: the config.
+        workdir: holds (or gets) the tokenizer.
+        facts: from `load_facts`; None looks at the training data.
 
     Raises:
         UserError: a batch that does not divide, a dataset smaller than a batch, a wrong key ...
     """
     mesh = make_mesh(config.mesh)
-    check_batch(config.data.global_batch_size, mesh, "data.global_batch_size")
+    if facts is None:
+        check_batch(config.data.global_batch_size, mesh, "data.global_batch_size")
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    data = config.data
-    count = pipeline.count_examples(
-        data.dataset, data.train_split, data.data_dir or None, max_examples=data.max_examples
-    )
-    steps_per_epoch = max(1, count // data.global_batch_size)
+    tokenizer = _shared_tokenizer(config, workdir)
+    system = build.build_system(config, tokenizer)
+    facts = facts or look_at_data(config, tokenizer)
     total = config_lib.duration(
-        config.train.steps, steps_per_epoch=steps_per_epoch, key="train.steps"
+        config.train.steps, steps_per_epoch=facts.steps_per_epoch, key="train.steps"
     )
-    tokenizer = _shared_tokenizer(config, workdir, save=save)
     return Run(
         config=config,
         mesh=mesh,
         tokenizer=tokenizer,
-        system=build.build_system(config, tokenizer),
+        system=system,
         preprocess=build.make_preprocess(config),
-        steps_per_epoch=steps_per_epoch,
+        facts=facts,
         total_steps=total,
     )
 
 
-def _shared_tokenizer(config: ConfigDict, workdir: str | pathlib.Path, *, save: bool) -> Any:
+def look_at_data(config: ConfigDict, tokenizer: Any) -> Facts:
+    """Reads the first training batch for its shapes."""
+    batches = _train_batches(config, tokenizer)
+    try:
+        first = next(batches)
+    finally:
+        batches.close()
+    example = {k: (tuple(v.shape[1:]), str(v.dtype)) for k, v in first.items()}
+    return Facts(steps_per_epoch=batches.steps_per_epoch, example=example)
+
+
+def _train_batches(config: ConfigDict, tokenizer: Any) -> pipeline.TrainIterator:
+    return pipeline.train_iterator(
+        config.data,
+        tokenizer,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def load_facts(workdir: str | pathlib.Path) -> Facts:
+    """Reads `workdir/run.json`."""
+    path = pathlib.Path(workdir) / "run.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: expected the --workdir of a training")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    example = {k: (tuple(shape), dtype) for k, (shape, dtype) in stored["example"].items()}
+    return Facts(steps_per_epoch=stored["steps_per_epoch"], example=example)
+
+
+def ensure_data(config: ConfigDict) -> None:
+    """Builds the dataset if it builds by itself and is not there (main process only)."""
+    if is_main_process():
+        data_build.ensure_built(config.data.dataset, config.data.data_dir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dataset")
+
+
+def _shared_tokenizer(config: ConfigDict, workdir: str | pathlib.Path) -> Any:
     """The main process makes and stores the tokenizer, the others read it from the workdir."""
-    if jax.process_count() == 1 or is_main_process():
-        tokenizer = build.build_tokenizer(config, workdir, save=save)
+    tokenizer = build.build_tokenizer(config, workdir) if is_main_process() else None
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
-        if not is_main_process():
-            tokenizer = build.build_tokenizer(config, workdir, save=False)
-    return tokenizer
+    return tokenizer if tokenizer is not None else build.build_tokenizer(config, workdir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,26 +160,24 @@ class Training:
         return jax.jit(self.init, out_shardings=self.shardings)(self.key, self.example)
 
 
-def make_training(run: Run, example: Batch) -> Training:
-    """Compiles nothing yet: shapes, placement, optimiser and step of a run.
-
-    Args:
-        run: the run.
-        example: a batch with the keys, types and trailing shapes of training batches.
-    """
+def make_training(run: Run) -> Training:
+    """Compiles nothing yet: shapes, placement, optimiser and step of a run."""
     config = run.config
-    example = {k: jnp.zeros(np.shape(v), np.asarray(v).dtype) for k, v in example.items()}
+    example = run.facts.batch(run.config.data.global_batch_size)
     key = jax.random.key(config.seed)
 
     def make_tx(params: Any) -> Any:
         return make_optimizer(
-            config.optim, params, total=run.total_steps, steps_per_epoch=run.steps_per_epoch
+            config.optim, params, total=run.total_steps, steps_per_epoch=run.facts.steps_per_epoch
         )[0]
 
     init = make_init(run.system, make_tx, run.preprocess, ema_decay=config.train.ema_decay)
     shapes, shardings = place_state(init, key, example, run.mesh, build.sharding_rules(config))
     tx, schedule = make_optimizer(
-        config.optim, shapes.params, total=run.total_steps, steps_per_epoch=run.steps_per_epoch
+        config.optim,
+        shapes.params,
+        total=run.total_steps,
+        steps_per_epoch=run.facts.steps_per_epoch,
     )
     step = make_train_step(
         run.system,
@@ -149,17 +207,10 @@ def run_training(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, f
         UserError: anything the user can fix; nothing already written is lost.
     """
     workdir = pathlib.Path(workdir)
+    ensure_data(config)
     run = open_run(config, workdir)
-    batches = pipeline.train_iterator(
-        config.data,
-        run.tokenizer,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    beginning = batches.get_state()
-    training = make_training(run, next(batches))
-    batches.set_state(beginning)
+    training = make_training(run)
+    batches = _train_batches(config, run.tokenizer)
     checkpoints = Checkpoints(
         workdir,
         keep_last=config.train.keep_last,
@@ -169,12 +220,16 @@ def run_training(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, f
     )
     try:
         state, start = _initial_state(training, checkpoints, batches, config)
-        _write_config(workdir, config)
+        _describe_run(workdir, run)
         log = MetricLog(workdir, start_step=start or 0)
         scores: dict[str, float] = {}
 
+        predictor = make_predictor(run, variables(state))
+
         def evaluate_now(current: TrainState, step: int) -> Mapping[str, float]:
-            results = evaluate_state(run, current, split=config.data.validation_split)
+            del step
+            now = predictor.with_variables(variables(current, averaged=True))
+            results = evaluate_split(run, now, split=config.data.eval_split)
             scores.clear()
             scores.update({key: metric.value for key, metric in results.metrics.items()})
             return dict(scores)
@@ -194,6 +249,7 @@ def run_training(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, f
         )
         log.close()
     finally:
+        batches.close()
         checkpoints.close()
     return {"step": float(done), **scores}
 
@@ -204,7 +260,7 @@ def _plan(run: Run) -> Plan:
     def steps(key: str) -> int:
         return config_lib.duration(
             settings[key],
-            steps_per_epoch=run.steps_per_epoch,
+            steps_per_epoch=run.facts.steps_per_epoch,
             total=run.total_steps,
             key=f"train.{key}",
         )
@@ -238,27 +294,33 @@ def _initial_state(
     return state, latest
 
 
-def _write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+def _describe_run(workdir: pathlib.Path, run: Run) -> None:
+    """Writes `config.json` and `run.json`, which every later verb reads."""
     if is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
+        (workdir / "config.json").write_text(config_lib.to_json(run.config), encoding="utf-8")
+        facts = {"steps_per_epoch": run.facts.steps_per_epoch, "example": run.facts.example}
+        (workdir / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
-def evaluate_state(
+def evaluate_split(
     run: Run,
-    state: TrainState,
+    predictor: Predictor,
     *,
     split: str,
     dataset: str = "",
     tasks: tuple[str, ...] = (),
 ) -> evaluate.Results:
-    """Runs the config's (or the named) tasks on one split with a state's (averaged) parameters."""
+    """Runs the config's (or the named) tasks on one split of the config's (or another) dataset."""
     config = run.config.copy_and_resolve_references()
     if dataset:
         config.data.dataset = dataset
-    predictor = make_predictor(run, variables(state, averaged=True))
     return evaluate.evaluate(
-        predictor, config, build.build_tasks(config, tasks), split=split, mesh=run.mesh
+        predictor,
+        config,
+        build.build_tasks(config, tasks),
+        split=split,
+        tokenizer=run.tokenizer,
     )
 
 
@@ -288,8 +350,10 @@ def load_run(
         UserError: no checkpoint, unreadable, or of another architecture.
     """
     config = build.load_run_config(workdir)
-    # A run trained on many devices is evaluated on whatever is here.
+    # A run trained on many devices is used on whatever is here.
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "rules": ()}
+    devices = jax.device_count()
+    config.eval.batch_size = -(-config.eval.batch_size // devices) * devices
     checkpoints = Checkpoints(
         workdir,
         best_metric=config.train.best_metric,
@@ -300,9 +364,8 @@ def load_run(
         step = checkpoints.best_step() if step is None else step
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-        run = open_run(config, workdir, save=False)
-        example = pipeline.example_batch(config.data, run.tokenizer)
-        training = make_training(run, example)
+        run = open_run(config, workdir, load_facts(workdir))
+        training = make_training(run)
         state, _, _ = checkpoints.restore(step, abstract(training.shapes, training.shardings))
     finally:
         checkpoints.close()
@@ -327,16 +390,12 @@ def run_evaluation(
 ) -> evaluate.Results:
     """Evaluates a checkpoint and writes `results.json`, predictions and plots into the workdir."""
     run, state, step = load_run(workdir, step=step)
-    split = split or run.config.data.test_split
-    results = evaluate_state(run, state, split=split, dataset=dataset, tasks=tasks)
+    split = split or run.config.eval.split
+    predictor = make_predictor(run, variables(state, averaged=True))
+    results = evaluate_split(run, predictor, split=split, dataset=dataset, tasks=tasks)
     if is_main_process():
-        name = (dataset or run.config.data.dataset).replace("/", "_")
-        evaluate.write_results(
-            results,
-            pathlib.Path(workdir) / "eval" / f"{name}_{split}",
-            step=step,
-            config=run.config,
-        )
+        folder = evaluate.results_folder(workdir, results.dataset, split)
+        evaluate.write_results(results, folder, step=step, config=run.config)
     return results
 
 
@@ -344,13 +403,9 @@ def run_dry(config: ConfigDict, workdir: str | pathlib.Path) -> str:
     """Builds everything under `jax.eval_shape` and returns the placement table; trains nothing."""
     from medvlp_jax.parallel.rules import placement_table
 
-    run = open_run(config, workdir, save=False)
-    training = make_training(run, pipeline.example_batch(config.data, run.tokenizer))
+    ensure_data(config)
+    run = open_run(config, workdir)
+    training = make_training(run)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(training.shapes.params))
     table = placement_table(training.shapes.params, run.mesh, build.sharding_rules(config))
     return f"{table}\n{count:,} parameters, {run.total_steps} steps, mesh {dict(run.mesh.shape)}"
-
-
-def read_results(path: str | pathlib.Path) -> dict[str, Any]:
-    """Reads a `results.json`."""
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))

@@ -45,7 +45,7 @@ def decode(data: bytes, channels: int, reduce_to: int | None = None) -> np.ndarr
         (True, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
         (True, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
         (True, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
-        (False, 1): cv2.IMREAD_COLOR_RGB,
+        (False, 1): cv2.IMREAD_COLOR,
         (False, 2): cv2.IMREAD_REDUCED_COLOR_2,
         (False, 4): cv2.IMREAD_REDUCED_COLOR_4,
         (False, 8): cv2.IMREAD_REDUCED_COLOR_8,
@@ -58,7 +58,7 @@ def decode(data: bytes, channels: int, reduce_to: int | None = None) -> np.ndarr
         )
     if grey:
         return image[:, :, None]
-    return image if factor == 1 else image[:, :, ::-1]
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _jpeg_reduction(data: bytes, target: int) -> int:
@@ -147,12 +147,10 @@ def train_image(data: bytes, options: ImageOptions, rng: np.random.Generator) ->
     """
     augment = options.augment
     if augment.crop == "random_resized":
-        image = random_resized_crop(
-            decode(data, options.channels, reduce_to=options.resize or 2 * options.size),
-            options.size,
-            augment,
-            rng,
-        )
+        # The smallest window still has about `size` pixels a side after reduced decoding.
+        enough = math.ceil(1.2 * options.size / math.sqrt(augment.crop_scale[0]))
+        image = decode(data, options.channels, reduce_to=enough)
+        image = random_resized_crop(image, options.size, augment, rng)
     elif augment.crop == "random":
         shorter = options.resize or options.size
         image = decode(data, options.channels, reduce_to=shorter)

@@ -32,7 +32,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     (r"(query|key|value|fc1|intermediate)/kernel$", ("fsdp", "tensor")),
     (r"(out|fc2|output)/kernel$", ("tensor", "fsdp")),
     # Vocabulary axis, never the feature axis: that triggers a rematerialisation of the whole table.
-    (r"word_embeddings?/embedding$", (("fsdp", "tensor"), None)),
+    (r"word_embed(dings?)?/embedding$", (("fsdp", "tensor"), None)),
     (r"kernel$", "fsdp"),
     (r"", "replicate"),
 )

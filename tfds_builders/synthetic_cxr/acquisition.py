@@ -36,11 +36,11 @@ def sample_exposure(rng: np.random.Generator, *, view: str) -> Exposure:
         rotation=float(np.clip(1.6 * rng.standard_normal(), -5.0, 5.0)),
         zoom=float(1.0 + 0.025 * rng.standard_normal()),
         shift=(0.02 * float(rng.standard_normal()), 0.025 * float(rng.standard_normal())),
-        scatter=float(rng.uniform(0.01, 0.05)),
+        scatter=float(rng.uniform(0.02, 0.07)),
         noise=float(np.exp(rng.normal(np.log(0.022), 0.4))),
         blur=float(rng.uniform(0.002, 0.006)),
         low=float(rng.normal(0.55, 0.12)),
-        high=float(rng.normal(4.0, 0.2)),
+        high=float(rng.normal(4.25, 0.2)),
         gamma=float(np.exp(0.13 * rng.standard_normal())),
         vignette=float(rng.uniform(0.0, 0.12)),
         collimation=(float(border[0]), float(border[1]), float(border[2]), float(border[3])),
@@ -92,6 +92,7 @@ def expose(attenuation: np.ndarray, exposure: Exposure, matrix: np.ndarray) -> n
     shown = (signal - exposure.low) * (1.0 / (exposure.high - exposure.low))
     np.clip(shown, 0.0, 1.0, out=shown)
     shown = cv2.pow(shown, exposure.gamma)
+    shown *= 1.22 - 0.22 * shown * shown  # shoulder of the display curve: dense parts keep contrast
     ticks = np.linspace(-1.0, 1.0, size, dtype=np.float32)
     shown *= 1.0 - exposure.vignette * (ticks[None, :] ** 2 + ticks[:, None] ** 2)
     image = (shown * 255.0).astype(np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfds_builders.synthetic_cxr.labels import LEFT, RIGHT
 
-BODY, AIR, HEART, SPINE, RIB = 2.5, 1.75, 0.95, 0.42, 0.27
+BODY, AIR, HEART, SPINE, RIB = 2.5, 1.75, 0.80, 0.42, 0.27
 """Peak attenuation of soft tissue, aerated lung (subtracted), heart, spine and one rib."""
 
 RIBS = 10
@@ -210,7 +210,7 @@ def _vessel_tree(shape: Shape, hila: list[tuple[float, float, float]], size: int
     for hx, hy, sign in hila:
         angles = np.linspace(-1.35, 1.35, 11) + rng.normal(0.0, 0.12, 11)
         for generation in range(2):
-            turn = rng.normal(0.0, 0.22, (angles.size, steps)).cumsum(1)
+            turn = rng.normal(0.0, 0.3, (angles.size, steps)).cumsum(1)
             heading = angles[:, None] + turn * (0.5 if generation == 0 else 0.8)
             length = (0.095 if generation == 0 else 0.06) * rng.uniform(0.75, 1.25, angles.size)
             px = hx + sign * (np.cos(heading) * length[:, None]).cumsum(1)
@@ -252,7 +252,7 @@ def _frontal_ribs(shape: Shape, y: np.ndarray, across: np.ndarray, left: np.ndar
     posterior = _rib_bands(shape, rows, v, soft)
     for side, rib, place, _ in shape.breaks:
         mine = left if side == LEFT else ~left
-        gap = mine & (np.abs(rows - rib) < 0.5) & (np.abs(v - place) < 0.022)
+        gap = mine & (np.abs(rows - rib) < 0.5) & (np.abs(v - place) < 0.03)
         posterior = np.where(gap, 0.15 * posterior, posterior)
     end = shape.rib_slope * 1.25
     rows = (y - shape.rib_first - end - 0.50 * (1.02 - v)) * (1.0 / shape.rib_spacing)
@@ -298,16 +298,18 @@ def frontal_scene(shape: Shape, size: int) -> Scene:
     height = curve - y
     right_base, left_base = shape.base
     own = height + np.where(left, np.float32(left_base), np.float32(right_base))
-    depth = np.minimum(np.minimum(wall, across - inner), own)
+    depth = np.minimum(np.minimum(wall, 0.6 * (across - inner)), own)
     lung = ramp(depth, soft)
     attenuation = _trunk(shape, x, y)
     attenuation *= 1.0 + 0.22 * ramp(-own, 0.05)  # the abdomen is denser than the chest wall
     gas = ((x - 0.36) / 0.2) ** 2 + ((y - left_base - 0.13) / shape.gas) ** 2
     attenuation -= 0.5 * np.clip(1.2 - gas, 0.0, 1.0) * (own < 0)
     air = lung * (0.55 + 0.45 * np.sqrt(np.clip(depth * 3.6, 0.0, 1.0)))
+    heart = _heart(shape, offset, y)
+    air *= 1.0 - 0.38 * heart  # the heart takes the place of lung
     attenuation -= (AIR * shape.lucency) * air
     attenuation += _mediastinum(shape, x, y, offset)
-    attenuation += HEART * _heart(shape, offset, y)
+    attenuation += HEART * heart
     ribs = RIB * _frontal_ribs(shape, y, across, left)
     attenuation += ribs + 0.2 * _clavicles(shape, y, across)
     hila = [(-0.17 + shape.shift, 0.02, -1.0), (0.19 + shape.shift, -0.03, 1.0)]
@@ -340,7 +342,7 @@ def _mediastinum(shape: Shape, x: np.ndarray, y: np.ndarray, offset: np.ndarray)
     discs = 0.8 + 0.2 * np.tanh(3.0 * np.sin(2.0 * np.pi * y / (0.9 * shape.rib_spacing)) + 2.0)
     out = SPINE * discs * ramp(0.085 - across, 0.03)
     moved = offset - shape.shift * ramp(y + 0.3, 0.6)
-    out += 0.55 * ramp(shape.mediastinum - np.abs(moved), 0.06) * ramp(0.5 - y, 0.3)
+    out += 0.55 * ramp(shape.mediastinum - np.abs(moved), 0.06) * ramp(0.02 - y, 0.35)
     knob = ((moved - 0.105) / shape.aorta) ** 2 + ((y + 0.27) / (1.15 * shape.aorta)) ** 2
     out += 0.5 * ramp(1.0 - knob, 0.5)
     trachea = ramp(0.042 - np.abs(offset - 0.3 * shape.shift), 0.02) * ramp(-0.14 - y, 0.1)

@@ -157,7 +157,7 @@ def _break_ribs(shape: Shape, finding: Finding) -> Shape:
     for part in finding.parts:
         if part.kind == "rib":
             rib, place = _rib_of(part)
-            step = (0.0, 0.035, 0.05, 0.065)[finding.severity] * (1.0 if part.seed % 2 else -1.0)
+            step = (0.0, 0.04, 0.055, 0.068)[finding.severity] * (1.0 if part.seed % 2 else -1.0)
             breaks.append((part.side, rib, place, step))
     return dataclasses.replace(shape, breaks=shape.breaks + tuple(breaks))
 
@@ -179,6 +179,12 @@ def _radius(scene: Scene, cx: float, cy: float, rx: float, ry: float) -> np.ndar
     return ((scene.x - cx) / rx) ** 2 + ((scene.y - cy) / ry) ** 2
 
 
+def _smooth_min(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+    """Minimum of two distances whose corner is rounded over `width`."""
+    blend = np.clip(1.0 - np.abs(a - b) * (1.0 / width), 0.0, 1.0)
+    return np.minimum(a, b) - (0.25 * width) * blend * blend
+
+
 def _draw_heart(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     shape = scene.shape
     half = shape.heart * shape.thorax
@@ -191,12 +197,12 @@ def _draw_heart(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 
 def _draw_consolidation(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     cx, cy = scene.locate(part.side, part.height, part.lateral, part.depth)
-    radius = (0.0, 0.13, 0.18, 0.25)[finding.severity] * part.size
+    radius = (0.0, 0.15, 0.21, 0.28)[finding.severity] * part.size
     noise = _texture(scene, part.seed, 14)
     field = 1.15 - _radius(scene, cx, cy, radius * 1.05, radius) + 0.28 * noise
     blob = np.clip(field * 1.1, 0.0, 1.0) * scene.lung_of(part.side)
-    gain = (0.0, 0.5, 0.72, 0.9)[finding.severity]
-    scene.attenuation += blob * (gain + 0.07 * noise)
+    gain = (0.0, 0.75, 1.0, 1.2)[finding.severity]
+    scene.attenuation += blob * (gain + 0.1 * noise)
     scene.attenuation -= 1.7 * blob * scene.vessels  # vessels vanish, the bronchi stay dark
     return blob > 0.3
 
@@ -236,7 +242,7 @@ def _draw_effusion(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
         surface = surface + 0.15 * np.clip(0.25 - scene.across, 0.0, 1.0)
     inside = ramp(scene.y - surface, 0.05) * lung
     depth = np.clip((scene.y - surface) * 4.0, 0.0, 1.0)
-    scene.attenuation += inside * (0.62 + 0.5 * depth) * (0.85 if finding.severity == 1 else 1.0)
+    scene.attenuation += inside * (0.72 + 0.68 * depth) * (0.85 if finding.severity == 1 else 1.0)
     scene.attenuation -= inside * scene.vessels
     return (inside > 0.4) & (above > -0.02)
 
@@ -247,11 +253,13 @@ def _draw_pneumothorax(scene: Scene, finding: Finding, part: Part) -> np.ndarray
     collapse = (0.0, 0.16, 0.30, 0.55)[finding.severity] * part.size
     height = (scene.y - shape.apex) * (1.0 / (shape.base[0] - shape.apex))
     thick = collapse * shape.thorax * (0.65 - 0.35 * np.clip(height, 0.0, 1.0))
+    wall = scene.wall
     if scene.view == "LATERAL":
-        thick = 0.6 * thick
-    pleura = np.minimum(scene.wall - thick, scene.y - shape.apex - 0.75 * collapse)
+        wall, thick = scene.across, 0.45 * thick  # free air lies in front when the patient stands
+    top = scene.y - shape.apex - 0.75 * collapse
+    pleura = _smooth_min(wall - thick, top, 0.5 * collapse)
     if finding.severity == 3:
-        pleura = np.minimum(pleura, scene.above_of(part.side) - 0.3 * collapse)
+        pleura = _smooth_min(pleura, scene.above_of(part.side) - 0.3 * collapse, 0.2)
     air = ramp(-pleura, 2.0 * scene.pixel) * lung
     line = np.clip(1.0 - np.abs(pleura) * (1.0 / max(0.011, scene.pixel)), 0.0, 1.0) * lung
     collapsed = lung * ramp(pleura, 0.02)
@@ -262,11 +270,11 @@ def _draw_pneumothorax(scene: Scene, finding: Finding, part: Part) -> np.ndarray
 
 def _draw_nodule(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     cx, cy = scene.locate(part.side, part.height, part.lateral, part.depth)
-    radius = (0.0, 0.042, 0.062, 0.095)[finding.severity] * part.size
+    radius = (0.0, 0.050, 0.074, 0.105)[finding.severity] * part.size
     wobble = 0.12 * _texture(scene, part.seed, 40)
     inside = 1.0 - _radius(scene, cx, cy, radius, radius * 0.94) + wobble
     blob = 0.6 * ramp(inside, 0.5) + 0.4 * np.sqrt(np.clip(inside, 0.0, 1.0))
-    gain = 1.1 if part.kind == "calcified" else (0.0, 0.55, 0.68, 0.8)[finding.severity]
+    gain = 1.3 if part.kind == "calcified" else (0.0, 0.75, 0.9, 1.05)[finding.severity]
     scene.attenuation += gain * blob
     return _radius(scene, cx, cy, radius, radius) < 1.1
 
@@ -274,10 +282,18 @@ def _draw_nodule(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 def _draw_fracture(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     x, y = fracture_place(scene, part)
     grade = finding.severity
-    callus = np.exp(-_radius(scene, x, y, 0.045, 0.04))
-    swelling = np.exp(-_radius(scene, x, y, 0.10, 0.075))
-    scene.attenuation += (0.28 + 0.06 * grade) * callus + 0.10 * grade * swelling
-    return _radius(scene, x, y, 0.085, 0.075) < 1.0
+    callus = np.exp(-_radius(scene, x, y, 0.05, 0.045))
+    swelling = np.exp(-_radius(scene, x, y, 0.13, 0.09))
+    scene.attenuation += (0.45 + 0.1 * grade) * callus + 0.18 * grade * swelling
+    if part.kind == "clavicle":
+        sign = 1.0 if part.side == LEFT else -1.0
+        fall = 0.03 + 0.02 * grade
+        end = (x + sign * 0.24, y + fall - 0.06)
+        fragment = np.array([[x - sign * 0.05, y + fall], end])
+        size = scene.attenuation.shape[0]
+        scene.attenuation += 0.55 * draw_lines(size, [fragment], [0.055], [255])
+        return _radius(scene, x + sign * 0.06, y, 0.16, 0.11) < 1.0
+    return _radius(scene, x, y, 0.10, 0.085) < 1.0
 
 
 def fracture_place(scene: Scene, part: Part) -> tuple[float, float]:
@@ -309,14 +325,14 @@ def _draw_atelectasis(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
         angle = rng.uniform(-0.35, 0.35)
         dx, dy = scene.x - cx, scene.y - cy
         along = dx * np.cos(angle) + dy * np.sin(angle)
-        off = dy * np.cos(angle) - dx * np.sin(angle)
-        length = 0.17 * part.size * rng.uniform(0.85, 1.2)
-        thick = 0.017 + 0.005 * finding.severity
-        total = np.maximum(total, ramp(length - np.abs(along), 0.06) * ramp(thick - np.abs(off), 0.02))
+        off = dy * np.cos(angle) - dx * np.sin(angle) - rng.uniform(-1.5, 1.5) * along * along
+        length = 0.20 * part.size * rng.uniform(0.85, 1.2)
+        thick = 0.024 + 0.006 * finding.severity
+        total = np.maximum(total, ramp(length - np.abs(along), 0.14) * ramp(thick - np.abs(off), 0.02))
     band = total * lung
-    scene.attenuation += (0.36 + 0.1 * finding.severity) * band
+    scene.attenuation += (0.55 + 0.15 * finding.severity) * band
     haze = cv2.GaussianBlur(band, (0, 0), 0.03 / scene.pixel)
-    scene.attenuation += 0.35 * haze * lung
+    scene.attenuation += 0.5 * haze * lung
     return band > 0.3
 
 
@@ -329,7 +345,7 @@ def _draw_lobar(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     else:
         inward = np.maximum(scene.across - 0.10, 0.0)
     wedge = ramp(reach - above * 0.72 - inward * 1.0, 0.05) * lung
-    scene.attenuation += (0.5 + 0.12 * finding.severity) * wedge
+    scene.attenuation += (0.7 + 0.15 * finding.severity) * wedge
     scene.attenuation -= wedge * scene.vessels
     return wedge > 0.4
 
@@ -368,7 +384,7 @@ def _draw_hernia(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 def _draw_thickening(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     lung = scene.lung_of(part.side)
     shape = scene.shape
-    thick = (0.0, 0.05, 0.075, 0.11)[finding.severity] * part.size
+    thick = (0.0, 0.065, 0.10, 0.14)[finding.severity] * part.size
     span = shape.base[0] - shape.apex
     center = shape.apex + part.height * span
     extent = np.exp(-(((scene.y - center) / (0.30 * span)) ** 4))
@@ -378,7 +394,7 @@ def _draw_thickening(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
         extent = ramp(shape.apex + 0.28 * span - scene.y, 0.1)
         thick = 1.25 * thick
     band = ramp(thick * extent * (1.0 + 0.22 * noise) - wall, 0.025) * lung * (extent > 0.1)
-    scene.attenuation += band * (0.62 + 0.12 * noise)
+    scene.attenuation += band * (0.85 + 0.12 * noise)
     scene.attenuation -= band * scene.vessels
     return band > 0.4
 
@@ -429,27 +445,27 @@ def device_lines(scene: Scene, part: Part) -> tuple[list[np.ndarray], float, flo
     if part.kind == "tube":
         tip = -0.24 + jitter[0]
         path = [(0.02 + jitter[1], -1.1), (jitter[2] * 0.5, -0.6), (0.005, tip)]
-        width, gain = 0.030, 0.42
+        width, gain = 0.036, 0.75
     elif part.kind == "feeding tube":
         path = [(0.03, -1.1), (0.03 + jitter[0], -0.4), (0.05 + jitter[1], 0.1)]
         path += [(0.07 + jitter[2], 0.45), (0.22, 0.62), (0.36 + jitter[3], 0.66)]
-        width, gain = 0.018, 0.5
+        width, gain = 0.022, 0.85
     elif part.kind in ("central line", "port"):
         start = [(sign * 0.24, -0.98), (sign * 0.22, -0.75)]
         if part.kind == "port":
             x, y = scene.locate(part.side, 0.3, 0.62, 0.0)
             start = [(x, y), (sign * 0.36, -0.62)]
         path = [*start, (-0.04 + 0.1 * sign, -0.5), (-0.10, -0.3), (-0.11 + jitter[0], 0.02)]
-        width, gain = 0.016, 0.55
+        width, gain = 0.020, 0.9
     elif part.kind == "pacemaker":
         path = [(sign * 0.50, -0.52), (sign * 0.38, -0.66), (0.04 * sign, -0.5), (-0.11, -0.2)]
         path += [(-0.12, 0.15), (0.02, 0.33 + jitter[0]), (0.24 + jitter[1], 0.34)]
-        width, gain = 0.014, 0.6
+        width, gain = 0.018, 0.95
     elif part.kind == "chest tube":
         x0, y0 = scene.locate(part.side, 0.80, 1.12, 0.4)
         x1, y1 = scene.locate(part.side, 0.60, 0.66, 0.5)
         x2, y2 = scene.locate(part.side, 0.18, 0.52 + jitter[0], 0.5)
-        path, width, gain = [(x0, y0), (x1, y1), (x2, y2)], 0.030, 0.48
+        path, width, gain = [(x0, y0), (x1, y1), (x2, y2)], 0.036, 0.8
         return [_smooth(path)], width, gain
     else:  # sternal wires
         lines = []
@@ -458,7 +474,7 @@ def device_lines(scene: Scene, part: Part) -> tuple[list[np.ndarray], float, flo
             angle = np.linspace(0.0, 2.0 * np.pi, 13)
             rx = 0.012 if side_view else 0.035
             lines.append(np.stack([cx + rx * np.cos(angle), y + 0.018 * np.sin(angle)], -1))
-        return lines, 0.010, 0.7
+        return lines, 0.012, 1.1
     if side_view:
         path = [(0.05 + back * (0.4 - y) * 0.6 - 0.25 * (part.kind == "pacemaker"), y) for _, y in path]
     return [_smooth(path)], width, gain

@@ -1,0 +1,156 @@
+"""Corruptions: pure functions `(batch, rng) -> batch`, deterministic in the key, independent of devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from medvlp_jax.types import IGNORE_INDEX, Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """Base class. Equal instances share one forward pass; `changes` says which towers see new input."""
+
+    changes: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Returns a changed copy of the batch."""
+        raise TypeError(f"{type(self).__name__} must define __call__(batch, rng)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clean(Corruption):
+    """The batch as it is."""
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Returns the batch."""
+        del rng
+        return batch
+
+
+def random_masking_ids(noise: Array, ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keeps the patches with the smallest noise (MAE, arXiv 2111.06377).
+
+    Args:
+        noise: [B,N].
+        ratio: share that is removed; int(N * (1 - ratio)) stay.
+
+    Returns:
+        keep_ids [B,Nk], restore_ids [B,N] (argsort of the shuffle), mask [B,N] (1 = removed).
+    """
+    count = noise.shape[1]
+    keep = int(count * (1 - ratio))
+    shuffle = jnp.argsort(noise, axis=1)
+    restore = jnp.argsort(shuffle, axis=1)
+    return shuffle[:, :keep], restore, (restore >= keep).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskImage(Corruption):
+    """Removes `ratio` of the patches at random; encoders then run on the rest only."""
+
+    ratio: float = 0.75
+    patch_size: int = 16
+    changes: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Adds image_keep_ids, image_restore_ids, image_mask; the pixels stay for the target."""
+        rows, height, width = batch["image"].shape[:3]
+        count = (height // self.patch_size) * (width // self.patch_size)
+        noise = jax.random.uniform(rng, (rows, count))
+        keep, restore, mask = random_masking_ids(noise, self.ratio)
+        return {
+            **batch,
+            "image_keep_ids": keep.astype(jnp.int32),
+            "image_restore_ids": restore.astype(jnp.int32),
+            "image_mask": mask,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskText(Corruption):
+    """BERT masking (arXiv 1810.04805): of the chosen tokens 80 % become [MASK], 10 % random, 10 % stay.
+
+    Each row has exactly round(ratio * maskable) chosen units, at least one where there is any. Units are
+    word pieces, or whole words. Special and padding tokens (`word_ids == -1`) are never chosen.
+    """
+
+    vocab_size: int
+    mask_id: int
+    ratio: float = 0.15
+    whole_word: bool = False
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    changes: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Replaces input_ids and adds mlm_labels (-100 where nothing is predicted)."""
+        ids, words = batch["input_ids"], batch["word_ids"]
+        choose, kind, replace = jax.random.split(rng, 3)
+        chosen = self._choose(words, choose)
+        roll = jax.random.uniform(kind, ids.shape)
+        random_ids = jax.random.randint(replace, ids.shape, 0, self.vocab_size, ids.dtype)
+        masked = jnp.where(roll < self.mask_share, self.mask_id, ids)
+        is_random = (roll >= self.mask_share) & (roll < self.mask_share + self.random_share)
+        masked = jnp.where(is_random, random_ids, masked)
+        return {
+            **batch,
+            "input_ids": jnp.where(chosen, masked, ids).astype(ids.dtype),
+            "mlm_labels": jnp.where(chosen, ids, IGNORE_INDEX).astype(jnp.int32),
+        }
+
+    def _choose(self, words: Array, rng: jax.Array) -> jax.Array:
+        """[B,L] True at the pieces to predict."""
+        length = words.shape[1]
+        maskable = words >= 0
+        noise = jax.random.uniform(rng, words.shape)
+        if not self.whole_word:
+            return _smallest(noise, maskable, self.ratio)
+        present = jnp.any(words[:, None, :] == jnp.arange(length)[None, :, None], axis=-1)
+        chosen_words = _smallest(noise, present, self.ratio)
+        picked = jnp.take_along_axis(chosen_words, jnp.maximum(words, 0), axis=1)
+        return picked & maskable
+
+
+def _smallest(noise: Array, allowed: Array, ratio: float) -> jax.Array:
+    """[B,L] True at the round(ratio * n) allowed entries with the smallest noise, at least one."""
+    count = allowed.sum(1, keepdims=True)
+    number = jnp.maximum(jnp.round(ratio * count), jnp.minimum(count, 1)).astype(jnp.int32)
+    rank = jnp.argsort(jnp.argsort(jnp.where(allowed, noise, jnp.inf), axis=1), axis=1)
+    return (rank < number) & allowed
+
+
+# Keys that belong to the image and travel with it when images are exchanged.
+_IMAGE_KEYS = ("image", "label", "label_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class MismatchPairs(Corruption):
+    """Gives half of the real rows the image of a row with another text (image-text matching).
+
+    A row whose text is the only one in the batch keeps its image and stays a positive, so a pair of equal
+    texts never counts as a mismatch.
+    """
+
+    share: float = 0.5
+    changes: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Exchanges images and adds itm_label (1 = the pair matches)."""
+        text_id, real = batch["text_id"], batch["example_mask"] > 0
+        rows = text_id.shape[0]
+        which, order = jax.random.split(rng)
+        swap = _smallest(
+            jax.random.uniform(which, (1, rows)), real[None], self.share
+        )[0]
+        other = (text_id[:, None] != text_id[None, :]) & real[None, :]
+        noise = jax.random.uniform(order, (rows, rows))
+        partner = jnp.argmin(jnp.where(other, noise, jnp.inf), axis=1)
+        swap = swap & other.any(axis=1)
+        source = jnp.where(swap, partner, jnp.arange(rows))
+        moved = {k: jnp.take(batch[k], source, axis=0) for k in _IMAGE_KEYS if k in batch}
+        return {**batch, **moved, "itm_label": jnp.where(swap, 0, 1).astype(jnp.int32)}

@@ -1,0 +1,57 @@
+"""Without these, word vectors could mix in the pieces of other words, special tokens or padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvlp_jax.errors import UserError
+from medvlp_jax.models import pooling
+
+
+def test_merged_words_and_layer_sums_equal_the_released_gloria_code(reference_dir):
+    reference = np.load(reference_dir / "gloria_aggregate_tokens.npz")
+    pieces, out = reference["embeddings"], reference["out"]  # [B, layers, L, D]
+    # GLoRIA keeps [CLS] at 0 and [SEP] after the last word: here they count as words.
+    word_ids = np.array([[0, 1, 2, 2, 2, 3, -1, -1], [0, 1, 2, 3, 3, 3, 4, 5]])
+    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "no", "pneu", "##mo", "##thorax", "clear", "lungs"]
+    words = [[vocabulary[i] for i in row] for row in reference["ids"]]
+    assert words[0][:6] == ["[CLS]", "no", "pneu", "##mo", "##thorax", "[SEP]"]
+    assert words[1] == ["[CLS]", "lungs", "clear", "pneu", "##mo", "##thorax", "no", "[SEP]"]
+    for layer in range(pieces.shape[1]):
+        merged, mask = pooling.merge_word_pieces(pieces[:, layer], word_ids)
+        np.testing.assert_allclose(merged, out[:, layer], atol=1e-6)
+    np.testing.assert_array_equal(mask.sum(1), [4, 6])
+    hidden = [pieces[:, i] for i in range(pieces.shape[1])]
+    summed = pooling.sum_last_layers(hidden, 2)
+    merged, _ = pooling.merge_word_pieces(summed, word_ids)
+    np.testing.assert_allclose(merged, out[:, -2:].sum(1), atol=1e-5)
+
+
+def test_special_tokens_and_padding_are_left_out_of_words():
+    tokens = jnp.arange(1.0, 13.0).reshape(2, 6, 1)
+    word_ids = jnp.array([[-1, 0, 0, 1, -1, -1], [-1, 0, 1, 1, 1, -1]])
+    words, mask = jax.jit(pooling.merge_word_pieces)(tokens, word_ids)
+    np.testing.assert_array_equal(words[..., 0], [[5, 4, 0, 0, 0, 0], [8, 30, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, [[1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]])
+    assert mask.dtype == jnp.float32
+    grads = jax.grad(lambda t: jnp.sum(pooling.merge_word_pieces(t, word_ids)[0]))(tokens)
+    np.testing.assert_array_equal(grads[..., 0], word_ids >= 0)
+
+
+def test_masked_mean_and_max_see_real_tokens_only():
+    tokens = np.array([[[1.0, -5], [3, -1], [100, 100]], [[1, 2], [3, 4], [5, 6]]], np.float32)
+    mask = np.array([[1, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(pooling.masked_mean(tokens, mask), [[2, -3], [0, 0]])
+    np.testing.assert_allclose(pooling.masked_max(tokens, mask), [[3, -1], [0, 0]])
+    half = pooling.masked_mean(jnp.asarray(tokens, jnp.bfloat16), mask)
+    assert half.dtype == jnp.bfloat16
+
+
+def test_more_layers_than_there_are_is_refused():
+    hidden = [jnp.zeros((1, 2, 3))] * 3
+    for count in (0, 4):
+        with pytest.raises(UserError, match="choose 1 to 3"):
+            pooling.sum_last_layers(hidden, count)

@@ -1,0 +1,132 @@
+"""TFDS builder of the synthetic chest radiographs; needs no TensorFlow and no download."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tfds_builders.synthetic_cxr import generate
+from tfds_builders.synthetic_cxr import labels as L
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass
+class SyntheticCxrConfig(tfds.core.BuilderConfig):
+    """Size of a corpus.
+
+    Attributes:
+        image_size: height and width in pixels.
+        patients: number of patients in train, validation and test.
+        seed: seed of the corpus; patients are numbered through over the splits.
+    """
+
+    image_size: int = 256
+    patients: tuple[int, int, int] = (1, 1, 1)
+    seed: int = 0
+
+
+class SyntheticCxr(tfds.core.GeneratorBasedBuilder):
+    """Procedural chest radiographs with reports, labels, boxes, masks, questions and time lines."""
+
+    # TFDS looks beside the code for checksums of downloads, of which there are none; the search would
+    # import a package (importlib_resources) that TFDS does not declare as its dependency.
+    code_path = None
+    VERSION = tfds.core.Version(generate.VERSION)
+    RELEASE_NOTES = {generate.VERSION: "First version."}  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        SyntheticCxrConfig(
+            name="default",
+            description="About 3,000 / 300 / 700 images of 256 pixels.",
+            patients=(1410, 141, 330),
+        ),
+        SyntheticCxrConfig(
+            name="tiny",
+            description="For tests: a few dozen images of 128 pixels.",
+            image_size=128,
+            patients=(32, 10, 22),
+        ),
+        SyntheticCxrConfig(
+            name="large",
+            description="About 20,000 / 1,000 / 2,000 images of 256 pixels.",
+            patients=(9400, 470, 940),
+        ),
+    ]
+    DEFAULT_CONFIG_NAME = "default"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        count = len(L.LABEL_NAMES)
+        config = self._config()
+        metadata = {
+            "label_names": list(L.LABEL_NAMES),
+            "severity_names": list(L.SEVERITIES),
+            "side_names": list(L.SIDES),
+            "patients": dict(zip(_SPLITS, config.patients, strict=True)),
+            "dropped": {},
+            "generator_version": generate.VERSION,
+            "seed": config.seed,
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg"),
+                    "mask": tfds.features.Image(
+                        shape=(None, None, 1), dtype=np.uint16, encoding_format="png"
+                    ),
+                    "boxes": tfds.features.Sequence(
+                        {
+                            "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                            "label": np.int64,
+                        }
+                    ),
+                    "text": tfds.features.Text(),
+                    "findings": tfds.features.Text(),
+                    "impression": tfds.features.Text(),
+                    "label": tfds.features.Tensor(shape=(count,), dtype=np.int8),
+                    "severity": tfds.features.Tensor(shape=(count,), dtype=np.int8),
+                    "side": tfds.features.Tensor(shape=(count,), dtype=np.int8),
+                    "subject_id": tfds.features.Text(),
+                    "study_id": tfds.features.Text(),
+                    "prior_study_id": tfds.features.Text(),
+                    "image_id": tfds.features.Text(),
+                    "view_position": tfds.features.Text(),
+                    "days": np.int32,
+                    "sex": tfds.features.Text(),
+                    "age": np.int32,
+                    "qa": tfds.features.Sequence(
+                        {
+                            "question": tfds.features.Text(),
+                            "answer": tfds.features.Text(),
+                            "answer_type": tfds.features.Text(),
+                        }
+                    ),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(metadata),
+        )
+
+    def _config(self) -> SyntheticCxrConfig:
+        config = self.builder_config
+        if not isinstance(config, SyntheticCxrConfig):
+            raise TypeError(f"expected a SyntheticCxrConfig, got {type(config).__name__}")
+        return config
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        counts = self._config().patients
+        ends = np.cumsum(counts)
+        return {
+            name: self._generate_examples(range(int(end) - count, int(end)))
+            for name, count, end in zip(_SPLITS, counts, ends, strict=True)
+        }
+
+    def _generate_examples(self, patients: range) -> Iterator[tuple[str, dict[str, Any]]]:
+        config = self._config()
+        for example in generate.generate(config.seed, patients, config.image_size):
+            key = example["image_id"]
+            encoded = {name: io.BytesIO(example[name]) for name in ("image", "mask")}
+            yield key, {**example, **encoded}
