@@ -98,33 +98,78 @@ def assemble(**groups) -> ConfigDict:
     return config
 
 
-def linear_heads(features: int) -> dict:
+def linear_heads(size: str, features: int) -> dict:
     """Linear projections of both towers without bias, as CLIP has them."""
+    features = features if size == "full" else min(features, 128)
     head = dict(name="heads.LinearProjection", features=features, use_bias=False)
     return dict(image_projection=dict(head), text_projection=dict(head))
 
 
-def mlp_heads(features: int, hidden: int) -> dict:
+def mlp_heads(size: str, features: int, hidden: int | None = None) -> dict:
     """Two-layer projections of both towers (ConVIRT, SimCLR)."""
+    features = features if size == "full" else min(features, 128)
     head = dict(name="heads.MLPProjection", features=features, hidden=hidden)
     return dict(image_projection=dict(head), text_projection=dict(head))
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks any system to tiny inputs and a few steps on the tiny synthetic corpus: it checks that
-    the system runs, not how good it is. Under a minute on two cores."""
-    data_settings = dict(
-        global_batch_size=8,
-        max_examples=64,
-        image=dict(size=64, resize=None),
-        text=dict(max_length=48, vocab_size=1024, tokenizer=None),
+def vit(size: str, full: str = "B/16", **settings) -> dict:
+    """ViT of the wanted size: the paper's ("full"), one for minutes on a CPU, or the smallest."""
+    variant = {"full": full, "cpu": "quickstart/16", "smoke": "test/16"}[size]
+    if size != "full":
+        settings.pop("depth", None)  # belongs to the full tower
+    return dict(name="vit", variant=variant, **settings)
+
+
+def resnet(size: str, full: str = "50", **settings) -> dict:
+    """ResNet of the wanted size, see `vit`."""
+    small = {"cpu": dict(variant="18", stem_width=16), "smoke": dict(variant="test")}
+    return dict(name="resnet", **small.get(size, dict(variant=full)), **settings)
+
+
+def bert(size: str, full: str = "base", **settings) -> dict:
+    """BERT of the wanted size, see `vit`. Small ones train without dropout: they see little data."""
+    variant = {"full": full, "cpu": "quickstart", "smoke": "test"}[size]
+    if size != "full":
+        settings = dict(settings, dropout=0.0, attention_dropout=0.0)
+    return dict(name="bert", variant=variant, **settings)
+
+
+def size_of(options: ConfigDict) -> str:
+    """ "full", "cpu" or "smoke" from a config's arguments."""
+    return "smoke" if options.smoke else "cpu" if options.cpu else "full"
+
+
+def shrink(config: ConfigDict, size: str) -> ConfigDict:
+    """Fits inputs, batch and schedule to the size; "full" changes nothing.
+
+    "smoke" runs a few steps and checks that the system runs (under a minute on two cores); "cpu" trains
+    small towers for some minutes, on any dataset.
+    """
+    if size == "full":
+        return config
+    tiny = size == "smoke"
+    if tiny and config.data.dataset == "synthetic_cxr":
+        config.data.dataset = "synthetic_cxr/tiny"
+    _update(
+        config.data,
+        dict(
+            global_batch_size=8 if tiny else 64,
+            max_examples=64 if tiny else None,
+            image=dict(size=64 if tiny else 128, resize=None),
+            text=dict(
+                max_length=48 if tiny else min(64, config.data.text.max_length),
+                vocab_size=1024 if tiny else 2048,
+                tokenizer=None,
+            ),
+        ),
     )
-    if config.data.dataset == "synthetic_cxr":
-        data_settings["dataset"] = "synthetic_cxr/tiny"
-    _update(config.data, data_settings)
-    _update(config.train, dict(steps="6", log_every=1, eval_every="3", save_every="3"))
-    _update(config.eval, dict(batch_size=16, bootstrap_samples=50))
-    config.optim.warmup = "1"
+    if tiny:
+        _update(config.train, dict(steps="6", log_every=1, eval_every="3", save_every="3"))
+        _update(config.eval, dict(batch_size=16, bootstrap_samples=50))
+        config.optim.warmup = "1"
+    else:
+        _update(config.train, dict(steps="10ep", log_every=10, eval_every="5ep", save_every="5ep"))
+        _update(config.optim, dict(lr=1e-3, warmup="10%", b2=0.98))
     return config
 
 

@@ -1,8 +1,8 @@
 """Quick start: a small CLIP-type dual encoder on the embedded corpus, minutes on two CPU cores.
 
-Command:  ./run.sh            (or ./run.sh train --config configs/quickstart.py --workdir runs/quickstart)
-Corpus:   synthetic_cxr, built on the spot; held-out patients are the `test` split.
-Expected: see README.md, "What to expect".
+Command:  ./run.sh   (the same as ./run.sh quickstart --workdir runs/quickstart)
+Corpus:   synthetic_cxr, built on the spot; the `test` split holds other patients.
+Expected: README.md, "What to expect".
 """
 
 from __future__ import annotations
@@ -13,27 +13,18 @@ from medvlp_jax.config import parse_arg
 
 def get_config(arg: str = ""):
     """Arguments: smoke, data=NAME."""
-    options = parse_arg(arg, smoke=False, data="synthetic_cxr")
+    options = parse_arg(arg, smoke=False, cpu=True, data="synthetic_cxr")
+    size = common.size_of(options)
     config = common.assemble(
-        data=common.data(
-            options.data,
-            global_batch_size=64,
-            image=dict(size=128, mean=common.HALF, std=common.HALF),
-            text=dict(max_length=48, vocab_size=2048, sample="sentence"),
-        ),
+        data=common.data(options.data, text=dict(max_length=48, sample="sentence")),
         model=dict(
-            image_encoder=dict(name="vit", variant="quickstart/16", pooling="pooler"),
-            text_encoder=dict(name="bert", variant="tiny", pooling="pooler", dropout=0.0),
-            **common.linear_heads(128),
-            dtype="float32",
+            image_encoder=common.vit(size, pooling="pooler"),
+            text_encoder=common.bert(size, pooling="pooler"),
+            **common.linear_heads(size, 128),
         ),
         objectives=dict(info_nce=dict(weight=1.0)),
-        optim=common.optim(lr=1e-3, weight_decay=0.05, warmup="10%", b2=0.98),
-        train=common.train(
-            steps="8ep",
-            eval_every="4ep",
-            save_every="2ep",
-            best_metric=f"zero_shot/{options.data.split('/')[0]}/macro_auroc",
-        ),
+        optim=common.optim(weight_decay=0.05),
+        train=common.train(best_metric="zero_shot/synthetic_cxr/macro_auroc"),
     )
-    return common.smoke(config) if options.smoke else config
+    config.data.image.update(dict(mean=common.HALF, std=common.HALF))
+    return common.shrink(config, size)

@@ -90,19 +90,21 @@ class Predictor:
     def _set_variables(self, variables: Mapping[str, Any]) -> None:
         self._variables = _on_mesh(dict(variables), self.mesh)
         scale = self._given_scale
-        self.logit_scale = trained_logit_scale(variables) if scale is None else float(scale)
+        if scale is None:
+            scale = trained_logit_scale(variables, self._system.objectives)
+        self.logit_scale = float(scale)
 
     def _compile(self) -> None:
         """One compiled function per kind of input; batch shapes are fixed, so each compiles once."""
         whole = replicated(self.mesh)
 
-        def image_side(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+        def image_side(variables: Any, batch: Batch) -> Any:
             pixels = device_transforms.normalise(
                 batch["image"], self._mean, self._std, self._channels
             )
             return self._system.apply(variables, {"image": pixels}, method="encode_image")
 
-        def text_side(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+        def text_side(variables: Any, batch: Batch) -> Any:
             return self._system.apply(variables, batch, method="encode_text")
 
         def both(variables: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -303,18 +305,27 @@ def extract(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndar
     return {key: value[order] for key, value in arrays.items()}
 
 
-def trained_logit_scale(variables: Mapping[str, Any]) -> float:
-    """exp of the parameter `log_logit_scale`; of several, that of the objective `info_nce`, else the
-    first by name. 1 / 0.07 when the model has none."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        names = [str(getattr(key, "key", key)) for key in path]
-        if names[-1] == "log_logit_scale":
-            found["/".join(names)] = leaf
-    if not found:
-        return _DEFAULT_LOGIT_SCALE
-    chosen = min(found, key=lambda path: ("info_nce" not in path, path))
-    return math.exp(float(np.asarray(found[chosen]).reshape(())))
+def trained_logit_scale(variables: Mapping[str, Any], objectives: Mapping[str, Any]) -> float:
+    """Factor of the cosine in the contrastive loss.
+
+    Args:
+        variables: with `params/objectives_<name>/log_logit_scale` where it is trained.
+        objectives: name -> objective, for `max_scale` and a fixed `temperature`.
+
+    Returns:
+        exp(log_logit_scale), at most `max_scale`, else 1 / temperature, of the objective `info_nce` if it is
+        there, else of the first that has one; 1 / 0.07 if none has.
+    """
+    params = variables["params"]
+    for name in sorted(objectives, key=lambda name: "info_nce" not in name):
+        trained = params.get(f"objectives_{name}", {}).get("log_logit_scale")
+        temperature = getattr(objectives[name], "temperature", None)
+        if trained is not None:
+            scale = math.exp(float(np.asarray(trained).reshape(())))
+            return min(scale, getattr(objectives[name], "max_scale", math.inf))
+        if isinstance(temperature, int | float) and temperature > 0:
+            return 1 / temperature
+    return _DEFAULT_LOGIT_SCALE
 
 
 def mean_embed(embeds: np.ndarray) -> np.ndarray:

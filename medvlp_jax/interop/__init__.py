@@ -1,0 +1,1 @@
+"""Weights of other libraries in, weights for other libraries out."""

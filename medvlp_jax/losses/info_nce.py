@@ -18,9 +18,7 @@ def row_weights(example_mask: Array | None, rows: int) -> jax.Array:
     return mask / jnp.maximum(mask.sum(), 1.0)
 
 
-def mask_columns(
-    logits: Array, example_mask: Array | None, drop: Array | None = None
-) -> jax.Array:
+def mask_columns(logits: Array, example_mask: Array | None, drop: Array | None = None) -> jax.Array:
     """Takes padded columns, and pairs marked in `drop` [B,B], out of every softmax."""
     if example_mask is not None:
         keep = jnp.asarray(example_mask)[None, :] > 0

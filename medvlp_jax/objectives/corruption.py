@@ -144,9 +144,7 @@ class MismatchPairs(Corruption):
         text_id, real = batch["text_id"], batch["example_mask"] > 0
         rows = text_id.shape[0]
         which, order = jax.random.split(rng)
-        swap = _smallest(
-            jax.random.uniform(which, (1, rows)), real[None], self.share
-        )[0]
+        swap = _smallest(jax.random.uniform(which, (1, rows)), real[None], self.share)[0]
         other = (text_id[:, None] != text_id[None, :]) & real[None, :]
         noise = jax.random.uniform(order, (rows, rows))
         partner = jnp.argmin(jnp.where(other, noise, jnp.inf), axis=1)

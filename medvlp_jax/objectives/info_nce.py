@@ -1,21 +1,57 @@
-"""Global contrast between images and texts (ConVIRT, CLIP and the systems built on them)."""
+"""Global image-text contrast: CLIP (arXiv 2103.00020), ConVIRT (2010.00747) and the systems on top of it."""
+
 from __future__ import annotations
+
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
+
+from medvlp_jax.errors import UserError
 from medvlp_jax.losses import info_nce as loss_lib
 from medvlp_jax.objectives.base import Objective, Pass
 from medvlp_jax.types import Array, Metrics
+
+
 class InfoNce(Objective):
+    """Bidirectional InfoNCE between `image_embed` and `text_embed`.
+
+    Fields:
+        temperature: initial (or fixed) temperature.
+        learnable: whether `log_logit_scale` is a parameter; it is clamped at log(max_scale).
+        max_scale: largest scale (CLIP: 100).
+        image_to_text_weight: weight of the image-to-text direction (ConVIRT: 0.75).
+        duplicates: "ignore" contrasts equal texts as the papers do; "mask" takes them out of the
+            negatives (sister images of one study share a text).
+    """
+
     temperature: float = 0.07
     learnable: bool = True
     max_scale: float = 100.0
     image_to_text_weight: float = 0.5
     duplicates: str = "ignore"
+
     @nn.compact
     def __call__(self, passes: tuple[Pass, ...], *, train: bool) -> tuple[Array, Metrics]:
-        (p,) = passes
-        log_scale = self.param("log_logit_scale", lambda _: jnp.asarray(-jnp.log(self.temperature), jnp.float32)) if self.learnable else jnp.asarray(-jnp.log(self.temperature))
-        scale = jnp.minimum(jnp.exp(log_scale), self.max_scale)
-        drop = loss_lib.duplicate_negatives(p.batch["text_id"]) if self.duplicates == "mask" else None
-        loss = loss_lib.info_nce(p.outputs["image_embed"], p.outputs["text_embed"], scale, image_to_text_weight=self.image_to_text_weight, example_mask=p.batch.get("example_mask"), drop_negatives=drop)
+        """See the base class; metrics: logit_scale."""
+        del train
+        (clean,) = passes
+        if self.duplicates not in ("ignore", "mask"):
+            raise UserError(f"info_nce duplicates={self.duplicates!r}: choose ignore or mask")
+        start = -math.log(self.temperature)
+        log_scale = jnp.asarray(start, jnp.float32)
+        if self.learnable:
+            log_scale = self.param("log_logit_scale", nn.initializers.constant(start), ())
+        scale = jnp.exp(jnp.minimum(log_scale, math.log(self.max_scale)))
+        drop = None
+        if self.duplicates == "mask":
+            drop = loss_lib.duplicate_negatives(clean.batch["text_id"])
+        loss = loss_lib.info_nce(
+            clean.outputs["image_embed"],
+            clean.outputs["text_embed"],
+            scale,
+            image_to_text_weight=self.image_to_text_weight,
+            example_mask=clean.batch.get("example_mask"),
+            drop_negatives=drop,
+        )
         return loss, {"logit_scale": scale}

@@ -134,7 +134,7 @@ def mcc(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = N
     def weighted(w: np.ndarray) -> np.ndarray:
         tp, fp, fn, tn = _confusion(label, prediction, w)
         classes = (tp + fn) * (tn + fp)
-        scale = np.sqrt(classes) * np.sqrt((tp + fp) * (tn + fn))
+        scale = np.sqrt(classes * ((tp + fp) * (tn + fn)))
         value = np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(tp), where=scale > 0)
         return np.where(classes > 0, value, np.nan)
 
@@ -176,7 +176,7 @@ def best_threshold(label: np.ndarray, score: np.ndarray, *, by: str = "mcc") -> 
     if by == "f1":
         quality = 2 * tp / (2 * tp + fp + fn)
     elif by == "mcc":
-        scale = np.sqrt((tp + fn) * (tn + fp)) * np.sqrt((tp + fp) * (tn + fn))
+        scale = np.sqrt((tp + fn) * (tn + fp) * ((tp + fp) * (tn + fn)))
         quality = np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(tp), where=scale > 0)
     else:
         raise ValueError(f"by={by!r}: expected 'f1' or 'mcc'")

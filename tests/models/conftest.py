@@ -101,3 +101,19 @@ def assert_same_gradient() -> Callable[[Any, Any], None]:
             np.testing.assert_allclose(a / scale, b / scale, atol=tolerance, err_msg=_slash(path))
 
     return check
+
+
+@pytest.fixture
+def fill() -> Callable[[Any], Any]:
+    """`fill(shapes)`: random variables, biases and norms included, without compiling an initialiser."""
+
+    def value(path: Any, leaf: Any) -> np.ndarray:
+        name = _slash(path)
+        noise = np.random.default_rng(len(name)).normal(size=leaf.shape).astype(np.float32)
+        if name.endswith(("scale", "var")):
+            return 1 + 0.1 * np.abs(noise)
+        if name.endswith("kernel"):
+            return noise / np.float32(np.prod(leaf.shape[:-1]) ** 0.5)
+        return 0.1 * noise
+
+    return lambda shapes: jax.tree_util.tree_map_with_path(value, shapes)

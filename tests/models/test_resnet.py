@@ -143,9 +143,9 @@ def test_token_layer_chooses_the_grid_of_the_tokens():
     assert tokens == {"layer3": (2, 196, 1024), "layer4": (2, 49, 2048)}
 
 
-def test_frozen_statistics_stay_and_bfloat16_keeps_float32_variables():
+def test_frozen_statistics_stay_and_bfloat16_keeps_float32_variables(fill):
     encoder = resnet.Encoder(**SMALL, bottleneck=True, frozen_bn=True, dtype=jnp.bfloat16)
-    variables = jax.jit(encoder.init)(jax.random.key(0), IMAGE)
+    variables = fill(_shapes(encoder))
     out, updates = jax.jit(lambda v: encoder.apply(v, IMAGE, train=True, mutable=["batch_stats"]))(
         variables
     )
@@ -159,9 +159,9 @@ def test_frozen_statistics_stay_and_bfloat16_keeps_float32_variables():
         np.testing.assert_array_equal(a, b)
 
 
-def test_rematerialisation_keeps_values_and_updates_statistics_once():
+def test_rematerialisation_keeps_values_and_updates_statistics_once(fill):
     plain = resnet.Encoder(**SMALL, bottleneck=True)
-    variables = jax.jit(plain.init)(jax.random.key(0), IMAGE)
+    variables = fill(_shapes(plain))
 
     def run(encoder):
         def loss(params):

@@ -1,4 +1,4 @@
-"""Without these, the assembled model could embed, merge or fuse something else than the contract of its outputs."""
+"""Without these, the assembled model could embed, merge or fuse something else than its outputs say."""
 
 from __future__ import annotations
 
@@ -43,14 +43,21 @@ def _model(**options):
     return VisionLanguageModel(**{**settings, **options})
 
 
-def _run(model, batch=BATCH):
-    key = jax.random.key(0)
-    out, variables = jax.jit(lambda b: model.init_with_output(key, b))(batch)
-    return out, variables
+def _shapes(model):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), BATCH))
 
 
-def test_dual_encoder_returns_what_the_contract_names():
-    out, variables = _run(_model())
+def _apply(model, variables, *args, method=None):
+    return jax.jit(lambda v, a: model.apply(v, *a, method=method))(variables, args)
+
+
+def _run(model, fill):
+    variables = fill(_shapes(model))
+    return _apply(model, variables, BATCH), variables
+
+
+def test_dual_encoder_returns_what_the_contract_names(fill):
+    out, variables = _run(_model(), fill)
     shapes = {k: v.shape for k, v in out.items() if not k.endswith("hidden")}
     assert shapes == {
         "image_tokens": (3, 16, 32),
@@ -82,25 +89,25 @@ def test_dual_encoder_returns_what_the_contract_names():
     np.testing.assert_array_equal(out["text_token_mask"], MASK)
 
 
-def test_the_parts_give_what_the_whole_gives():
+def test_the_parts_give_what_the_whole_gives(fill):
     model = _model(fusion=fusion.CoAttention(width=16, layers=1, heads=2, mlp_dim=32))
-    out, variables = _run(model)
+    out, variables = _run(model, fill)
     image_only = {"image": BATCH["image"]}
     text_only = {k: BATCH[k] for k in ("input_ids", "attention_mask")}
-    image = model.apply(variables, image_only, method="encode_image")
-    text = model.apply(variables, text_only, method="encode_text")
-    fused = model.apply(variables, image, text, text_only, method="fuse")
+    image = _apply(model, variables, image_only, method="encode_image")
+    text = _apply(model, variables, text_only, method="encode_text")
+    fused = _apply(model, variables, image, text, text_only, method="fuse")
     whole, parts = jax.tree.leaves(out), jax.tree.leaves({**image, **text, **fused})
     assert len(whole) == len(parts)
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_fusion_reads_the_class_token_then_the_patches_and_the_pieces_not_the_words():
+def test_fusion_reads_the_class_token_then_the_patches_and_the_pieces_not_the_words(fill):
     model = _model(
         fusion=fusion.CoAttention(width=16, layers=1, heads=2, mlp_dim=32), merge_words=True
     )
-    out, variables = _run(model)
+    out, variables = _run(model, fill)
     params = variables["params"]["fusion"]
     image = jnp.concatenate([out["image_cls"][:, None], out["image_tokens"]], axis=1)
     for stream, tokens in (("image", image), ("text", out["text_states"])):
@@ -111,9 +118,9 @@ def test_fusion_reads_the_class_token_then_the_patches_and_the_pieces_not_the_wo
     assert out["fused_pooled"].shape == (3, 32)
 
 
-def test_words_are_merged_from_the_chosen_layers_before_the_projection():
+def test_words_are_merged_from_the_chosen_layers_before_the_projection(fill):
     model = _model(merge_words=True, last_layers=2, text_pooling="mean")
-    out, variables = _run(model)
+    out, variables = _run(model, fill)
     summed = out["text_hidden"][-1] + out["text_hidden"][-2]
     words, mask = pooling.merge_word_pieces(summed, WORD_IDS)
     np.testing.assert_allclose(out["text_tokens"], words, atol=1e-5)
@@ -125,11 +132,11 @@ def test_words_are_merged_from_the_chosen_layers_before_the_projection():
     np.testing.assert_allclose(out["text_states"], out["text_hidden"][-1])
 
 
-def test_visible_patches_come_from_the_batch():
+def test_visible_patches_come_from_the_batch(fill):
     keep = np.array([[3, 1], [0, 15], [7, 8]], np.int32)
     model = _model()
-    _, variables = _run(model)
-    out = model.apply(variables, {**BATCH, "image_keep_ids": keep})
+    variables = fill(_shapes(model))
+    out = _apply(model, variables, {**BATCH, "image_keep_ids": keep})
     direct = model.image_encoder.apply(
         {"params": variables["params"]["image_encoder"]}, BATCH["image"], keep_ids=keep
     )
@@ -137,32 +144,32 @@ def test_visible_patches_come_from_the_batch():
     assert out["image_token_embed"].shape == (3, 2, 12)
 
 
-def test_padding_of_the_text_changes_no_embedding():
+def test_padding_of_the_text_changes_no_embedding(fill):
     model = _model(merge_words=True)
-    out, variables = _run(model)
+    out, variables = _run(model, fill)
     ids = np.where(MASK == 1, BATCH["input_ids"], 7)
-    changed = model.apply(variables, {**BATCH, "input_ids": ids})
+    changed = _apply(model, variables, {**BATCH, "input_ids": ids})
     for key in ("text_embed", "text_token_embed", "text_tokens"):
         np.testing.assert_allclose(changed[key], out[key], atol=1e-6)
 
 
-def test_permuting_the_batch_permutes_every_output():
+def test_permuting_the_batch_permutes_every_output(fill):
     model = _model(fusion=fusion.CoAttention(width=16, layers=1, heads=2, mlp_dim=32))
-    out, variables = _run(model)
+    out, variables = _run(model, fill)
     order = np.array([2, 0, 1])
-    shuffled = model.apply(variables, {k: v[order] for k, v in BATCH.items()})
+    shuffled = _apply(model, variables, {k: v[order] for k, v in BATCH.items()})
     for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(shuffled), strict=True):
         np.testing.assert_allclose(a[order], b, atol=1e-5)
 
 
-def test_resnet_with_batch_norm_heads_trains_and_reports_statistics():
+def test_resnet_with_batch_norm_heads_trains_and_reports_statistics(fill):
     model = _model(
         image_encoder=resnet.Encoder(**resnet.VARIANTS["test"]),
         image_projection=heads.BatchNormProjection(16, hidden=8),
         image_token_projection=heads.BatchNormProjection(12, hidden=8),
         fusion=fusion.CoAttention(width=16, layers=1, heads=2, mlp_dim=32),
     )
-    _, variables = _run(model)
+    variables = fill(_shapes(model))
 
     def loss(params):
         rngs = {"dropout": jax.random.key(1)}
@@ -182,9 +189,9 @@ def test_resnet_with_batch_norm_heads_trains_and_reports_statistics():
     }
 
 
-def test_without_projections_the_pooled_output_is_embedded_and_token_embeds_are_absent():
+def test_without_projections_the_pooled_output_is_embedded_and_token_embeds_are_absent(fill):
     model = VisionLanguageModel(vit.Encoder(**TINY_VIT), bert.Encoder(**TINY_BERT))
-    out, variables = _run(model)
+    out, variables = _run(model, fill)
     assert set(variables["params"]) == {"image_encoder", "text_encoder"}
     norm = np.linalg.norm(out["text_pooled"], axis=-1, keepdims=True)
     np.testing.assert_allclose(out["text_embed"], out["text_pooled"] / norm, atol=1e-5)
@@ -192,7 +199,7 @@ def test_without_projections_the_pooled_output_is_embedded_and_token_embeds_are_
     assert "text_token_embed" not in out
 
 
-def test_bfloat16_gives_float32_embeddings_close_to_the_float32_model():
+def test_bfloat16_gives_float32_embeddings_close_to_the_float32_model(fill):
     def build(dtype):
         return _model(
             image_encoder=vit.Encoder(**TINY_VIT, dtype=dtype),
@@ -201,8 +208,8 @@ def test_bfloat16_gives_float32_embeddings_close_to_the_float32_model():
             text_projection=heads.MLPProjection(16, dtype=dtype),
         )
 
-    out, variables = _run(build(jnp.float32))
-    half = jax.jit(build(jnp.bfloat16).apply)(variables, BATCH)
+    out, variables = _run(build(jnp.float32), fill)
+    half = _apply(build(jnp.bfloat16), variables, BATCH)
     assert half["image_tokens"].dtype == jnp.bfloat16
     for key in ("image_embed", "text_embed"):
         assert half[key].dtype == jnp.float32

@@ -43,10 +43,6 @@ def _shapes(encoder, size=32):
     return jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x), image)
 
 
-def _init(encoder):
-    return jax.jit(lambda x: encoder.init(jax.random.key(0), x))(IMAGE)
-
-
 def _apply(encoder, variables, image=IMAGE, keep_ids=None):
     return jax.jit(lambda v, x, k: encoder.apply(v, x, keep_ids=k))(variables, image, keep_ids)
 
@@ -189,12 +185,12 @@ def test_patches_are_cut_row_by_row_with_channels_last():
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
 @pytest.mark.parametrize("class_token", [True, False])
 def test_kept_patches_carry_their_own_position_and_dropped_ones_have_no_influence(
-    positions, class_token
+    positions, class_token, fill
 ):
     encoder = vit.Encoder(
         **TINY, positions=positions, class_token=class_token, pooling="mean", patch_bias=True
     )
-    variables = _init(encoder)
+    variables = fill(_shapes(encoder))
     rng = np.random.default_rng(3)
     keep = np.stack([rng.permutation(16)[:5] for _ in range(3)]).astype(np.int32)
     first = int(class_token)
@@ -214,9 +210,9 @@ def test_kept_patches_carry_their_own_position_and_dropped_ones_have_no_influenc
     np.testing.assert_array_equal(changed["tokens"], kept["tokens"])
 
 
-def test_keeping_all_patches_in_another_order_only_reorders_the_tokens():
+def test_keeping_all_patches_in_another_order_only_reorders_the_tokens(fill):
     encoder = vit.Encoder(**TINY)
-    variables = _init(encoder)
+    variables = fill(_shapes(encoder))
     order = np.tile(np.random.default_rng(0).permutation(16).astype(np.int32), (3, 1))
     plain = _apply(encoder, variables, IMAGE)
     shuffled = _apply(encoder, variables, IMAGE, order)
@@ -224,9 +220,9 @@ def test_keeping_all_patches_in_another_order_only_reorders_the_tokens():
     np.testing.assert_allclose(shuffled["tokens"], plain["tokens"][:, order[0]], atol=1e-5)
 
 
-def test_wrong_image_sizes_are_refused_with_both_sizes_and_a_remedy():
+def test_wrong_image_sizes_are_refused_with_both_sizes_and_a_remedy(fill):
     encoder = vit.Encoder(**TINY)
-    variables = _init(encoder)
+    variables = fill(_shapes(encoder))
     with pytest.raises(UserError, match=r"30x32 px .* patches of 8 px; set the image size"):
         encoder.apply(variables, IMAGE[:, :30])
     with pytest.raises(UserError, match=r"48x48 px .* 37 entries.* hold 17 .*32x32 px.*resample"):
@@ -267,9 +263,9 @@ def test_resampled_positions_fit_a_larger_image_and_equal_pytorch_bicubic():
         vit.resample_positions(table[:, :14], (6, 6), cls=True)
 
 
-def test_rematerialisation_changes_neither_value_nor_gradient():
+def test_rematerialisation_changes_neither_value_nor_gradient(fill):
     options = {**TINY, "dropout": 0.2, "drop_path": 0.3}
-    variables = _init(vit.Encoder(**options))
+    variables = fill(_shapes(vit.Encoder(**options)))
 
     def value(remat):
         encoder = vit.Encoder(**options, remat=remat)
@@ -287,10 +283,10 @@ def test_rematerialisation_changes_neither_value_nor_gradient():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_stays_close_to_float32_with_float32_parameters():
+def test_bfloat16_stays_close_to_float32_with_float32_parameters(fill):
     plain = vit.Encoder(**TINY)
     half = vit.Encoder(**TINY, dtype=jnp.bfloat16)
-    variables = _init(half)
+    variables = fill(_shapes(half))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     out = _apply(half, variables, IMAGE)
     assert out["tokens"].dtype == jnp.bfloat16

@@ -1,0 +1,112 @@
+"""Token-wise alignment inside each pair (MGCA, arXiv 2210.06044, eq. 3-5)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from medvlp_jax.losses.info_nce import row_weights
+from medvlp_jax.types import Array
+
+_OFF = -1e30
+
+
+def normalise(x: Array, eps: float = 1e-12) -> jax.Array:
+    """L2-normalises the last axis in float32; zero vectors stay zero."""
+    x = jnp.asarray(x, jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+
+
+def clipped_weights(attention: Array, low: float = 0.1, high: float = 0.9) -> jax.Array:
+    """Clips each row's non-zero entries to their percentiles and divides by the row's sum.
+
+    Args:
+        attention: [B,T] non-negative weights, 0 = no token.
+        low, high: quantiles (linear interpolation, as `torch.quantile`).
+
+    Returns:
+        [B,T]; rows sum to 1 (to 0 where there is no token). Without gradient.
+    """
+    values = jax.lax.stop_gradient(jnp.asarray(attention, jnp.float32))
+    present = values != 0
+    ordered = jnp.sort(jnp.where(present, values, jnp.inf), axis=1)
+    count = present.sum(axis=1, keepdims=True)
+
+    def quantile(q: float) -> jax.Array:
+        place = q * jnp.maximum(count - 1, 0)
+        below = jnp.floor(place).astype(jnp.int32)
+        above = jnp.ceil(place).astype(jnp.int32)
+        a = jnp.take_along_axis(ordered, below, axis=1)
+        b = jnp.take_along_axis(ordered, above, axis=1)
+        return jnp.where(count > 0, a + (b - a) * (place - below), 0.0)
+
+    clipped = jnp.where(present, jnp.clip(values, quantile(low), quantile(high)), 0.0)
+    return clipped / jnp.maximum(clipped.sum(axis=1, keepdims=True), 1e-12)
+
+
+def token_alignment(
+    image_token_embed: Array,
+    text_token_embed: Array,
+    *,
+    image_weights: Array,
+    text_weights: Array,
+    text_token_mask: Array,
+    temperature: float = 0.1,
+    variant: Literal["paper", "released"] = "paper",
+    normalise_patch_context: bool | None = None,
+    example_mask: Array | None = None,
+) -> jax.Array:
+    """Bidirectional cross-attention alignment of words and patches.
+
+    Each word attends to the patches and must pick its own context among the contexts of all words of the
+    same report, and the reverse; the same for patches. L = L_word + L_patch, each averaged over the batch.
+
+    Args:
+        image_token_embed: [B,N,D], not normalised.
+        text_token_embed: [B,L,D], not normalised.
+        image_weights: [B,N], weight of each patch, rows sum to 1.
+        text_weights: [B,L], weight of each word, rows sum to 1, 0 on padding.
+        text_token_mask: [B,L], 1 for real words.
+        temperature: tau_2, of the attention and of the contrast.
+        variant: "paper" leaves padding words out everywhere; "released" keeps them as negatives of the
+            word direction, as the released code does.
+        normalise_patch_context: whether the text context of a patch is normalised. Default: yes in the
+            paper (cosine), and as the released code for ViT, no, in "released" (its ResNet does).
+        example_mask: [B], 1 for real rows.
+
+    Returns:
+        float32 scalar.
+    """
+    patches, words = normalise(image_token_embed), normalise(text_token_embed)
+    real = jnp.asarray(text_token_mask) > 0
+    released = variant == "released"
+    if normalise_patch_context is None:
+        normalise_patch_context = not released
+    scores = jnp.einsum("bld,bnd->bln", words, patches, precision="highest") / temperature
+    to_patches = jax.nn.softmax(scores, axis=2)
+    word_context = normalise(jnp.einsum("bln,bnd->bld", to_patches, patches, precision="highest"))
+    to_words = jax.nn.softmax(jnp.where(real[:, :, None], scores, _OFF), axis=1)
+    patch_context = jnp.einsum("bln,bld->bnd", to_words, words, precision="highest")
+    if normalise_patch_context:
+        patch_context = normalise(patch_context)
+    candidates = None if released else real
+    word_loss = _match(words, word_context, text_weights, temperature, candidates)
+    patch_loss = _match(patches, patch_context, image_weights, temperature, None)
+    return jnp.sum(row_weights(example_mask, words.shape[0]) * (word_loss + patch_loss))
+
+
+def _match(
+    tokens: Array, context: Array, weights: Array, temperature: float, candidates: Array | None
+) -> jax.Array:
+    """Weighted symmetric cross entropy [B] of "token k belongs to context k" within each row."""
+    logits = jnp.einsum("bkd,bmd->bkm", tokens, context, precision="highest") / temperature
+    forward, backward = logits, logits.swapaxes(1, 2)
+    if candidates is not None:
+        keep = candidates[:, None, :] | jnp.eye(logits.shape[1], dtype=bool)
+        forward, backward = jnp.where(keep, forward, _OFF), jnp.where(keep, backward, _OFF)
+    diagonal = jnp.diagonal(logits, axis1=1, axis2=2)
+    both = jax.nn.logsumexp(forward, axis=2) + jax.nn.logsumexp(backward, axis=2) - 2 * diagonal
+    return jnp.sum(weights * both, axis=1) / 2

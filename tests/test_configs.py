@@ -1,0 +1,74 @@
+"""Without these, a config could name a key, a module or a size that does not exist."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import pytest
+
+from medvlp_jax import config as config_lib
+from medvlp_jax import runs
+from medvlp_jax.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NAMES = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
+)
+VARIANTS = [
+    f"{name}:{variant}"
+    for name in NAMES
+    for variant in ("", "variant=released", "image=resnet", "image=vit")
+    if variant == "" or variant.split("=")[0] in (ROOT / "configs" / f"{name}.py").read_text()
+]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    from medvlp_jax.data import build
+
+    folder = tmp_path_factory.mktemp("datasets")
+    build.build_dataset("synthetic_cxr/tiny", str(folder))
+    return folder
+
+
+def load(spec: str, *overrides: str):
+    name, _, arg = spec.partition(":")
+    return config_lib.load_config(f"{ROOT}/configs/{name}.py:{arg}", overrides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_says_what_a_reader_needs(name: str) -> None:
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    for word in ("Command:", "./run.sh"):
+        assert word in text.split('"""')[1], f"configs/{name}.py lacks {word!r} in its header"
+
+
+@pytest.mark.parametrize("spec", VARIANTS)
+def test_full_size_builds(spec: str, data_root, tmp_path) -> None:
+    """The published sizes, shapes only: nothing is allocated."""
+    if spec.endswith("image=resnet") and "image=" not in spec:
+        pytest.fail("unreachable")
+    config = load(
+        spec,
+        f"data.data_dir={data_root}",
+        "data.dataset=synthetic_cxr/tiny",
+        "data.global_batch_size=8",
+        "data.text.tokenizer=None",
+    )
+    run = runs.open_run(config, tmp_path)
+    shapes = runs.make_training(run).shapes
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    assert count > (1_000_000 if spec.startswith("quickstart") else 80_000_000)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_runs_and_resumes(name: str, data_root, tmp_path) -> None:
+    config = load(
+        f"{name}:smoke", f"data.data_dir={data_root}", "train.steps=2", "train.eval_every=2"
+    )
+    result = runs.run_training(config, tmp_path)
+    assert result["step"] == 2
+    assert Checkpoints(tmp_path, read_only=True).latest_step() == 2
+    again = runs.run_training(config, tmp_path)  # nothing left to do
+    assert again["step"] == 2
