@@ -20,14 +20,20 @@ from medvlp_jax import config as config_lib
 from medvlp_jax.checkpoint import Checkpoints, abstract
 from medvlp_jax.data import build as data_build
 from medvlp_jax.data import pipeline
+from medvlp_jax.data.images import ImageError, decode_image, encode_for_storage
+from medvlp_jax.data.options import data_options
+from medvlp_jax.data.transforms import eval_image
 from medvlp_jax.errors import UserError
+from medvlp_jax.interop import hf, model_card
 from medvlp_jax.metrics import MetricLog
 from medvlp_jax.objectives.system import System
 from medvlp_jax.optim import make_optimizer
 from medvlp_jax.parallel.distributed import is_main_process
 from medvlp_jax.parallel.mesh import check_batch, make_mesh, put_batch
-from medvlp_jax.predictor import Predictor
+from medvlp_jax.parallel.rules import placement_table
+from medvlp_jax.predictor import Predictor, trained_logit_scale
 from medvlp_jax.step import TrainState, make_init, make_train_step, place_state, variables
+from medvlp_jax.tasks.base import Metric
 from medvlp_jax.train import Plan, train
 from medvlp_jax.types import Batch
 
@@ -401,11 +407,119 @@ def run_evaluation(
 
 def run_dry(config: ConfigDict, workdir: str | pathlib.Path) -> str:
     """Builds everything under `jax.eval_shape` and returns the placement table; trains nothing."""
-    from medvlp_jax.parallel.rules import placement_table
-
     ensure_data(config)
     run = open_run(config, workdir)
     training = make_training(run)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(training.shapes.params))
     table = placement_table(training.shapes.params, run.mesh, build.sharding_rules(config))
     return f"{table}\n{count:,} parameters, {run.total_steps} steps, mesh {dict(run.mesh.shape)}"
+
+
+def run_export(
+    workdir: str | pathlib.Path, out: str | pathlib.Path, *, step: int | None = None
+) -> pathlib.Path:
+    """Exports a checkpoint (default: the best, else the newest) for Hugging Face transformers.
+
+    Args:
+        workdir: of a training.
+        out: folder to write; an earlier export there is replaced only by one that verified.
+        step: checkpoint.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the model does not fit the format, or both sides differ.
+    """
+    run, state, step = load_run(workdir, step=step)
+    config = run.config
+    model_variables = jax.device_get(variables(state, averaged=True))
+    metrics, evaluated_on = _stored_metrics(workdir, config, step)
+    card = model_card.model_card(
+        title=f"{config.name} ({pathlib.Path(workdir).name}, step {step})",
+        config=config.to_dict(),
+        dataset=config.data.dataset,
+        metrics=metrics,
+        evaluated_on=evaluated_on,
+        usage=hf.USAGE,
+        notes=(),
+    )
+    image = config.data.image
+    exported = hf.export(
+        run.system.model,
+        model_variables["params"]["model"],
+        run.tokenizer,
+        out,
+        image=hf.ImageInput(image.size, image.channels, tuple(image.mean), tuple(image.std)),
+        max_length=config.data.text.max_length,
+        logit_scale=trained_logit_scale(model_variables, run.system.objectives),
+        card=card,
+    )
+    if is_main_process():
+        how = (
+            f"verified in PyTorch, largest difference {exported.difference:.1e}"
+            if exported.verified
+            else "not verified: install the torch extra (pip install -e '.[torch]') and export again"
+        )
+        print(f"exported {exported.folder} ({how})")
+        for note in exported.notes:
+            print(f"  note: {note}")
+    return pathlib.Path(exported.folder)
+
+
+def _stored_metrics(
+    workdir: str | pathlib.Path, config: ConfigDict, step: int
+) -> tuple[dict[str, Metric], str]:
+    """Metrics of an earlier `eval` of the same checkpoint, and the split they were measured on."""
+    folder = evaluate.results_folder(workdir, config.data.dataset, config.eval.split)
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}, ""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["step"] != step:
+        return {}, ""
+    nan = float("nan")
+    metrics = {
+        key: Metric(**{k: nan if v is None else v for k, v in values.items()})
+        for key, values in stored["metrics"].items()
+    }
+    return metrics, f"{stored['dataset']}, split {stored['split']}"
+
+
+def read_images(
+    workdir: str | pathlib.Path, paths: list[str]
+) -> tuple[list[pathlib.Path], np.ndarray]:
+    """Reads image files and folders as a trained workdir wants them.
+
+    Args:
+        workdir: of a training; says size and channels.
+        paths: files, or folders whose files are all read.
+
+    Returns:
+        files, uint8 [n,H,W,C].
+
+    Raises:
+        UserError: a path does not exist, or no or an undecodable image; names the file.
+    """
+    options = data_options(build.load_run_config(workdir).data).image
+    files: list[pathlib.Path] = []
+    for name in paths:
+        path = pathlib.Path(name)
+        if path.is_dir():
+            files += sorted(
+                f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")
+            )
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{path} does not exist: give image files or folders")
+    if not files:
+        raise UserError(f"no files in {', '.join(paths)}")
+    images = []
+    for file in files:
+        try:
+            decoded = decode_image(file.read_bytes())
+        except ImageError as error:
+            raise UserError(f"{file}: {error}; remove the file or leave it out") from None
+        images.append(eval_image(encode_for_storage(decoded, "png"), options))
+    return files, np.stack(images)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from medvlp_jax.types import Array
 
 
-def normalise(image: Array, mean: Sequence[float], std: Sequence[float], channels: int) -> jax.Array:
+def normalise(
+    image: Array, mean: Sequence[float], std: Sequence[float], channels: int
+) -> jax.Array:
     """Scales pixels to [0, 1], subtracts the mean and divides by the standard deviation.
 
     Args:

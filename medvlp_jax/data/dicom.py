@@ -95,9 +95,70 @@ def decode_dicom(
         pixels = pixels[0]
     kind = str(dataset.get("PhotometricInterpretation", "")).upper()
     if kind == "PALETTE COLOR":
-        return to_uint8_colour(apply_color_lut(pixels, dataset))
+        return _colour_to_uint8(apply_color_lut(pixels, dataset))
     if pixels.ndim == 3:
-        return to_uint8_colour(pixels[:, :, :3])
+        return _colour_to_uint8(pixels[:, :, :3])
     grey = _windowed(pixels, dataset)
     inverse = str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
     return 255 - grey if kind == "MONOCHROME1" or inverse else grey
+
+
+def _read(data: bytes) -> pydicom.Dataset:
+    """Reads the tags about pixels, and no others."""
+    try:
+        with warnings.catch_warnings():
+            # Files break the standard in many harmless ways; what matters shows when pixels decode.
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_PIXEL_TAGS)
+    except Exception as error:  # damaged files raise many kinds
+        raise ImageError(f"damaged DICOM: {' '.join(str(error).split())[:200]}") from error
+    if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ImageError(
+            "DICOM without pixel data (a structure set, a report or a presentation state)"
+        )
+    return dataset
+
+
+def _colour_to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """RGB of 8 or 16 bits to 8; the full range of the type is kept, so colours do not shift."""
+    if pixels.dtype == np.uint8:
+        return pixels[:, :, :3]
+    return scale_to_uint8(pixels[:, :, :3], 0.0, float(np.iinfo(pixels.dtype).max))
+
+
+def _windowed(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """Grey pixels [H, W] after rescale and window (or VOI table), uint8 [H, W, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = np.asarray(apply_modality_lut(pixels, dataset))
+        if "VOILUTSequence" in dataset:
+            table = np.asarray(apply_voi(values, dataset))
+            shown = scale_to_uint8(table, float(table.min()), float(table.max()))
+        else:
+            shown = _window(values, dataset)
+    if shown is None or shown.min() == shown.max():
+        return to_uint8(values)
+    return shown[:, :, None]
+
+
+def _window(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
+    """PS3.3 C.11.2.1.2 with the first window of the file; None when there is no usable one."""
+    centre, width = (_first(dataset.get(key)) for key in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None or width < 1:
+        return None
+    if str(dataset.get("VOILUTFunction", "LINEAR")).upper() == "SIGMOID":
+        return scale_to_uint8(1 / (1 + np.exp(-4 * (values - centre) / width)), 0.0, 1.0)
+    return scale_to_uint8(values, centre - width / 2, centre + width / 2)
+
+
+def _first(value: Any) -> float | None:
+    """First number of a possibly multi-valued element."""
+    if value is None:
+        return None
+    try:
+        return float(value if isinstance(value, int | float | str) else value[0])
+    except (TypeError, ValueError, IndexError):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import warnings
 from typing import Literal
 
 import cv2
@@ -185,7 +184,10 @@ def drop_colour_if_grey(image: np.ndarray) -> np.ndarray:
     if image.shape[2] != 3:
         return image
     red, green, blue = (image[:, :, i] for i in range(3))
-    if max(int(cv2.absdiff(red, green).max()), int(cv2.absdiff(green, blue).max())) > _GREY_TOLERANCE:
+    if (
+        max(int(cv2.absdiff(red, green).max()), int(cv2.absdiff(green, blue).max()))
+        > _GREY_TOLERANCE
+    ):
         return image
     return green[:, :, None].copy()
 

@@ -172,7 +172,9 @@ def _build(kind: type[Any], config: Mapping[str, Any], path: str) -> Any:
             value = tuple(value)
         choices = _CHOICES.get(f"{path}.{key}")
         if choices and value not in choices:
-            raise UserError(f"config key {path}.{key}={value!r}: expected one of {', '.join(choices)}")
+            raise UserError(
+                f"config key {path}.{key}={value!r}: expected one of {', '.join(choices)}"
+            )
         values[key] = value
     return kind(**values)
 
@@ -185,7 +187,11 @@ def _check_ranges(options: DataOptions) -> None:
         (image.size >= 1, "data.image.size", "a positive number of pixels"),
         (image.resize is None or image.resize >= image.size, "data.image.resize", "at least size"),
         (image.channels in (1, 3), "data.image.channels", "1 (grey) or 3 (RGB)"),
-        (len(image.mean) in (1, image.channels), "data.image.mean", "one value per channel, or one"),
+        (
+            len(image.mean) in (1, image.channels),
+            "data.image.mean",
+            "one value per channel, or one",
+        ),
         (len(image.std) in (1, image.channels), "data.image.std", "one value per channel, or one"),
         (all(s > 0 for s in image.std), "data.image.std", "positive values"),
         (text.max_length >= 3, "data.text.max_length", "at least 3 (special tokens included)"),

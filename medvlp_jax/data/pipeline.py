@@ -63,7 +63,7 @@ class Source:
         self.name: str = f"{info.name}/{config}" if config else info.name
         self.split = split
         # Not dict(metadata): TFDS loads it lazily in `keys`, which dict() does not call.
-        self.metadata: dict[str, Any] = {k: info.metadata[k] for k in (info.metadata or {}).keys()}
+        self.metadata: dict[str, Any] = {k: info.metadata[k] for k in (info.metadata or {}).keys()}  # noqa: SIM118
         self.label_names: tuple[str, ...] = tuple(self.metadata.get("label_names", ()))
         self.folder: str = str(info.data_dir)
         self._reader = reader
@@ -304,9 +304,7 @@ class _BatchMaker:
         texts = []
         for row in range(rows):
             rng = _row_rng(self.seed, _IMAGE_AUGMENT, first + row)
-            images.append(
-                transforms.train_image(examples[row]["image"], self.options.image, rng)
-            )
+            images.append(transforms.train_image(examples[row]["image"], self.options.image, rng))
             rng = _row_rng(self.seed, _TEXT_SAMPLE, first + row)
             texts.append(self.texts.choose(text_examples[row], rng))
         mask = np.ones(rows, np.float32)
@@ -382,9 +380,7 @@ class _Balanced:
             raise UserError(
                 f"data.label_balance=True needs labels, and {source.name} has none: set it to False"
             )
-        positive = np.concatenate(
-            [labels == 1, ~(labels == 1).any(axis=1, keepdims=True)], axis=1
-        )
+        positive = np.concatenate([labels == 1, ~(labels == 1).any(axis=1, keepdims=True)], axis=1)
         sizes = positive.sum(axis=0)
         rarity = np.where(positive, sizes, len(labels) + 1)
         group = rarity.argmin(axis=1)
@@ -463,7 +459,8 @@ class TrainIterator:
         remaining = self._dataset[step:]
         threads = 1 if options.workers else options.threads
         read = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=max(options.prefetch, threads) if threads else 0
+            num_threads=threads,
+            prefetch_buffer_size=max(options.prefetch, threads) if threads else 0,
         )
         stream = remaining.to_iter_dataset(read)
         if options.workers:

@@ -47,13 +47,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u2028-\u202
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
 
 _ABBREVIATIONS = frozenset(
-    "dr mr mrs ms prof st vs approx fig figs cf etc e.g i.e a.p p.a ca resp incl no.s pt".split()
+    "dr mr mrs ms prof st vs approx fig figs cf etc e.g i.e a.p p.a ca resp incl no.s pt".split()  # noqa: SIM905
 )
 _LIST_MARK = r"(?:\(?\d{1,2}[.)]|[-*\u2022])"
 _LIST_LINE = re.compile(rf"\n\s*{_LIST_MARK}\s+|\n\s*\n")
 # "1. Normal heart. 2. No effusion." in one line: a number that follows the end of a sentence or starts
 # the text ("measures 2. 5 cm" does neither).
-_LIST_INLINE = re.compile(r"(?:(?<=[.!?])\s+|(?<=[;:])\s+(?=\d+[.)] [A-Z])|^\s*)\(?\d{1,2}[.)]\s+(?=\S)")
+_LIST_INLINE = re.compile(
+    r"(?:(?<=[.!?])\s+|(?<=[;:])\s+(?=\d+[.)] [A-Z])|^\s*)\(?\d{1,2}[.)]\s+(?=\S)"
+)
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*\s+")
 
 

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import heapq
+import itertools
 import json
 import os
 import pathlib
@@ -57,7 +58,11 @@ ROBERTA_SPECIAL = {
     "mask_token": "<mask>",
 }
 # Names of other families for the same role, tried in this order.
-_ROLE_FALLBACK = {"cls_token": ("bos_token",), "sep_token": ("eos_token",), "pad_token": ("eos_token",)}
+_ROLE_FALLBACK = {
+    "cls_token": ("bos_token",),
+    "sep_token": ("eos_token",),
+    "pad_token": ("eos_token",),
+}
 _BERT_LIKE_LIMIT = 1_000
 
 
@@ -159,9 +164,7 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return len(tokenizer)
 
 
-def encode(
-    tokenizer: Tokenizer, texts: Sequence[str], max_length: int
-) -> dict[str, np.ndarray]:
+def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> dict[str, np.ndarray]:
     """Tokenises, truncates and pads a batch of texts.
 
     Args:
@@ -185,9 +188,7 @@ def encode(
     return {"input_ids": input_ids, "attention_mask": attention_mask, "word_ids": word_ids}
 
 
-def encode_pieces(
-    tokenizer: Tokenizer, texts: Sequence[str], max_length: int
-) -> list[np.ndarray]:
+def encode_pieces(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
     """Token ids and word indices of each text, not padded: int32 [2, length] each, length <= L."""
     _, suffix = tokenizer.affix_lengths
     results = []
@@ -284,7 +285,9 @@ def _load_vocab(file: pathlib.Path, config: dict[str, Any]) -> Tokenizer:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not a text file ({error}): expected one piece per line") from error
+        raise UserError(
+            f"{file} is not a text file ({error}): expected one piece per line"
+        ) from error
     while lines and not lines[-1].strip():
         lines.pop()
     vocab = {piece: i for i, piece in enumerate(lines)}
@@ -432,7 +435,7 @@ def _merge_pairs(
     pair_count: collections.Counter[tuple[str, str]] = collections.Counter()
     where: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
     for i, pieces in enumerate(words):
-        for pair in zip(pieces, pieces[1:], strict=False):
+        for pair in itertools.pairwise(pieces):
             pair_count[pair] += counts[i]
             where[pair].add(i)
     heap = [(-count, pair) for pair, count in pair_count.items()]
@@ -449,7 +452,7 @@ def _merge_pairs(
         changed: set[tuple[str, str]] = set()
         for i in where.pop(pair):
             before, words[i] = words[i], _merge(words[i], pair, merged)
-            for old in zip(before, before[1:], strict=False):
+            for old in itertools.pairwise(before):
                 pair_count[old] -= counts[i]
                 changed.add(old)
             for pair_now in zip(words[i], words[i][1:], strict=False):
@@ -473,4 +476,3 @@ def _merge(pieces: list[str], pair: tuple[str, str], merged: str) -> list[str]:
             result.append(pieces[i])
             i += 1
     return result
-

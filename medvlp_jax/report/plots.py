@@ -84,7 +84,8 @@ def roc_curves(
         text = f"{name} {metric.value:.2f}"
         if np.isfinite(metric.low):
             text += f" ({metric.low:.2f} to {metric.high:.2f})"
-        axes.plot(false, true, color=colour, linewidth=1.6, label=text)
+        style = ("-", "--", ":")[k // len(_COLOURS) % 3]  # colours repeat after eight labels
+        axes.plot(false, true, style, color=colour, linewidth=1.6, label=text)
     axes.set(
         title="ROC: AUROC with 95 % interval",
         xlabel="false positive rate",
@@ -176,7 +177,7 @@ def _per_label(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, An
 
 
 def _axes(number: int) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(4.6 * number + (2.4 if number == 1 else 0), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6 * number + (3.2 if number == 1 else 0), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(np.atleast_1d(figure.subplots(1, number)))
     for one in axes:

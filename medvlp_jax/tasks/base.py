@@ -140,6 +140,13 @@ class Task:
         return f"{self.prefix}/{data.dataset.partition('/')[0]}/{metric}"
 
 
-def slug(label: str) -> str:
-    """`"Pleural Effusion"` -> `"pleural_effusion"`, for metric keys."""
-    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+def slugs(labels: Sequence[str]) -> list[str]:
+    """Labels as parts of metric keys: `"Pleural Effusion"` -> `"pleural_effusion"`.
+
+    Letters of any script stay. Two labels that would become equal get their position appended.
+    """
+    plain = [re.sub(r"\W+", "_", label.lower()).strip("_") for label in labels]
+    return [
+        name if name and plain.count(name) == 1 else f"{name}_{i}".strip("_")
+        for i, name in enumerate(plain)
+    ]

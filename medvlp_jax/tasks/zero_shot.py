@@ -13,7 +13,7 @@ import numpy as np
 from medvlp_jax.errors import UserError
 from medvlp_jax.predictor import mean_embed, sigmoid, softmax
 from medvlp_jax.tasks import metrics
-from medvlp_jax.tasks.base import EncodeText, EvalData, Metric, Task, TaskResult, slug
+from medvlp_jax.tasks.base import EncodeText, EvalData, Metric, Task, TaskResult, slugs
 
 Prompts = Mapping[str, Mapping[str, Sequence[str]]]
 PROMPT_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "data" / "prompts"
@@ -136,8 +136,8 @@ class ZeroShot(Task):
         results: dict[str, Metric] = {}
         for m, metric in enumerate(("auroc", "auprc", "f1", "mcc")):
             results[self.key(data, f"macro_{metric}")] = found[m]
-            for k, name in enumerate(names):
-                results[self.key(data, f"{metric}_{slug(name)}")] = found[4 + 4 * k + m]
+            for k, name in enumerate(slugs(names)):
+                results[self.key(data, f"{metric}_{name}")] = found[4 + 4 * k + m]
         return TaskResult(
             metrics=results,
             predictions={

@@ -82,7 +82,7 @@ def compare(model, params, tokenizer, folder) -> None:
     for key in ("image_embed", "text_embed"):
         expected = out[f"{key}s"].numpy()
         np.testing.assert_allclose(got[key], expected, atol=1e-4)
-        assert np.abs(expected[0] - expected[1]).max() > 1e-2  # the inputs do matter
+        assert np.abs(expected[0] - expected[1]).max() > 1e-3  # the inputs do matter
     logits = 12.5 * np.asarray(got["image_embed"]) @ np.asarray(got["text_embed"]).T
     np.testing.assert_allclose(out.logits_per_image.numpy(), logits, atol=2e-3)
 

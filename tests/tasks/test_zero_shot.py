@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.tasks.base import EvalData, Task, slug
+from medvlp_jax.tasks.base import EvalData, Task, slugs
 from medvlp_jax.tasks.zero_shot import ZeroShot
 
 NAMES = ("Edema", "Pleural Effusion", "Nodule")
@@ -261,4 +261,8 @@ def test_base_checks_shapes_and_makes_keys() -> None:
         make_data(labels(4), label_names=NAMES[:2])
     with pytest.raises(TypeError):
         Task()(make_data(labels(4)), encode, 1.0)
-    assert slug("Enlarged Cardiom. / Heart") == "enlarged_cardiom_heart"
+    assert slugs(["Enlarged Cardiom. / Heart", "胸腔积液"]) == [
+        "enlarged_cardiom_heart",
+        "胸腔积液",
+    ]
+    assert slugs(["A+", "A-", "+"]) == ["a_0", "a_1", "2"]

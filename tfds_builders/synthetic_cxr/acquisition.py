@@ -31,7 +31,9 @@ def sample_exposure(rng: np.random.Generator, *, view: str) -> Exposure:
     """Draws the settings of one image."""
     narrow = rng.random() < 0.2
     border = rng.uniform(0.0, 0.09, 4) if narrow else np.zeros(4)
-    marker = "" if rng.random() < 0.15 else ("L" if view == "LATERAL" else str(rng.choice(["R", "L"])))
+    marker = (
+        "" if rng.random() < 0.15 else ("L" if view == "LATERAL" else str(rng.choice(["R", "L"])))
+    )
     return Exposure(
         rotation=float(np.clip(1.6 * rng.standard_normal(), -5.0, 5.0)),
         zoom=float(1.0 + 0.025 * rng.standard_normal()),

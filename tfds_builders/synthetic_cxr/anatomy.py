@@ -127,7 +127,9 @@ def sample_shape(rng: np.random.Generator, *, female: bool, age: int) -> Shape:
         apex=-0.76 + 0.03 * rng.standard_normal(),
         base=(base, base + 0.045 + 0.02 * rng.standard_normal()),
         dome=0.15 + 0.02 * rng.standard_normal(),
-        heart=float(np.clip(0.435 + 0.0006 * (age - 50) + 0.026 * rng.standard_normal(), 0.37, 0.5)),
+        heart=float(
+            np.clip(0.435 + 0.0006 * (age - 50) + 0.026 * rng.standard_normal(), 0.37, 0.5)
+        ),
         heart_y=0.22 + 0.02 * rng.standard_normal(),
         heart_tilt=0.62 + 0.12 * rng.standard_normal(),
         mediastinum=0.135 + 0.013 * rng.standard_normal(),
@@ -400,7 +402,12 @@ def _side_mediastinum(shape: Shape, x: np.ndarray, y: np.ndarray, back: np.ndarr
     column = back - 0.02 + 0.05 * np.sin(2.0 * y) + 0.3 * abs(shape.curve)
     discs = 0.7 + 0.3 * np.tanh(3.0 * np.sin(2.0 * np.pi * y / (0.95 * shape.rib_spacing)) + 1.5)
     fade = 1.0 - 0.25 * ramp(y, 1.2)  # the spine darkens downwards where the lungs are thickest
-    out = (SPINE * 1.3) * discs * fade * ramp(0.11 + 0.4 * abs(shape.curve) - np.abs(x - column), 0.05)
+    out = (
+        (SPINE * 1.3)
+        * discs
+        * fade
+        * ramp(0.11 + 0.4 * abs(shape.curve) - np.abs(x - column), 0.05)
+    )
     half = shape.heart * shape.thorax
     dx, dy = x + 0.20, y - shape.heart_y - 0.02
     long, short = (dx * 0.8 - dy * 0.6) / (1.0 * half), (dy * 0.8 + dx * 0.6) / (1.12 * half)

@@ -328,7 +328,9 @@ def _draw_atelectasis(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
         off = dy * np.cos(angle) - dx * np.sin(angle) - rng.uniform(-1.5, 1.5) * along * along
         length = 0.20 * part.size * rng.uniform(0.85, 1.2)
         thick = 0.024 + 0.006 * finding.severity
-        total = np.maximum(total, ramp(length - np.abs(along), 0.14) * ramp(thick - np.abs(off), 0.02))
+        total = np.maximum(
+            total, ramp(length - np.abs(along), 0.14) * ramp(thick - np.abs(off), 0.02)
+        )
     band = total * lung
     scene.attenuation += (0.55 + 0.15 * finding.severity) * band
     haze = cv2.GaussianBlur(band, (0, 0), 0.03 / scene.pixel)
@@ -359,7 +361,9 @@ def _draw_emphysema(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     rng = np.random.default_rng(part.seed)
     for _ in range((0, 0, 1, 3)[finding.severity]):
         height, lateral = rng.uniform(0.12, 0.45), rng.uniform(0.35, 0.9)
-        cx, cy = scene.locate(part.side, float(height), float(lateral), float(rng.uniform(0.2, 0.8)))
+        cx, cy = scene.locate(
+            part.side, float(height), float(lateral), float(rng.uniform(0.2, 0.8))
+        )
         radius = rng.uniform(0.07, 0.13)
         q = np.sqrt(_radius(scene, cx, cy, radius, radius * 1.15))
         rim = np.clip(1.0 - np.abs(q - 1.0) * (radius / 0.012), 0.0, 1.0)
@@ -371,7 +375,11 @@ def _draw_hernia(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     shape = scene.shape
     radius = (0.0, 0.12, 0.16, 0.21)[finding.severity] * part.size
     cy = max(shape.base) + 0.06 - radius
-    cx = 0.24 if scene.view == "LATERAL" else float(midline(shape, np.float32(cy))) + 0.04 - 0.08 * part.lateral
+    cx = (
+        0.24
+        if scene.view == "LATERAL"
+        else float(midline(shape, np.float32(cy))) + 0.04 - 0.08 * part.lateral
+    )
     q = _radius(scene, cx, cy, radius * 1.12, radius)
     inside = ramp(1.0 - q, 0.15)
     level = cy - 0.15 * radius
@@ -476,7 +484,9 @@ def device_lines(scene: Scene, part: Part) -> tuple[list[np.ndarray], float, flo
             lines.append(np.stack([cx + rx * np.cos(angle), y + 0.018 * np.sin(angle)], -1))
         return lines, 0.012, 1.1
     if side_view:
-        path = [(0.05 + back * (0.4 - y) * 0.6 - 0.25 * (part.kind == "pacemaker"), y) for _, y in path]
+        path = [
+            (0.05 + back * (0.4 - y) * 0.6 - 0.25 * (part.kind == "pacemaker"), y) for _, y in path
+        ]
     return [_smooth(path)], width, gain
 
 

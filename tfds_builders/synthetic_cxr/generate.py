@@ -80,9 +80,7 @@ def render(
         outside the image has neither.
     """
     right, left = patient.shape.base
-    breathing = dataclasses.replace(
-        patient.shape, base=(right + study.breath, left + study.breath)
-    )
+    breathing = dataclasses.replace(patient.shape, base=(right + study.breath, left + study.breath))
     scene = anatomy.compose(disease.deform(breathing, study.findings), view, size)
     for kind, side, seed in study.mimics:
         disease.draw_mimic(scene, kind, side, seed)

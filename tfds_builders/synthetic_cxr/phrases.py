@@ -70,7 +70,11 @@ ADJECTIVES: dict[int, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] 
 
 NOUNS: dict[int, tuple[str, ...]] = {
     L.ATELECTASIS: ("{place} atelectasis", "atelectasis in the {place}", "{place} volume loss"),
-    L.CARDIOMEGALY: ("cardiomegaly", "cardiac enlargement", "enlargement of the cardiac silhouette"),
+    L.CARDIOMEGALY: (
+        "cardiomegaly",
+        "cardiac enlargement",
+        "enlargement of the cardiac silhouette",
+    ),
     L.CONSOLIDATION: (
         "{place} consolidation",
         "airspace opacity in the {place}",
@@ -112,7 +116,9 @@ DESCRIPTIONS: dict[int, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
     L.EDEMA: (
         ("Mild perihilar haze and vascular congestion",),
         ("Perihilar haziness and septal lines, in keeping with moderate interstitial edema",),
-        ("Diffuse bilateral perihilar opacities in a batwing pattern, consistent with alveolar edema",),
+        (
+            "Diffuse bilateral perihilar opacities in a batwing pattern, consistent with alveolar edema",
+        ),
     ),
     L.EFFUSION: (
         ("Blunting of the {side} costophrenic angle{s}, consistent with a small amount of fluid",),
@@ -271,9 +277,17 @@ DENIALS: tuple[tuple[tuple[int, ...], tuple[str, ...], float], ...] = (
 """(labels denied together, sentences, chance of being mentioned when all of them are absent)."""
 
 CHANGES: dict[str, tuple[str, ...]] = {
-    "new": ("new since the prior study", "new compared with the prior examination", "newly developed"),
+    "new": (
+        "new since the prior study",
+        "new compared with the prior examination",
+        "newly developed",
+    ),
     "worse": ("increased since the prior study", "worse than before", "progressed in the interval"),
-    "improved": ("decreased since the prior study", "improved in the interval", "partially resolved"),
+    "improved": (
+        "decreased since the prior study",
+        "improved in the interval",
+        "partially resolved",
+    ),
     "unchanged": ("unchanged", "stable since the prior study", "similar to the prior examination"),
 }
 """How a change since the prior study is put."""

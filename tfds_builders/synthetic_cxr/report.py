@@ -246,10 +246,14 @@ def _impression_section(study: Study, rng: np.random.Generator) -> str:
 def _technique(study: Study, rng: np.random.Generator) -> str:
     if len(study.views) > 1:
         return _pick(rng, ("PA and lateral chest radiographs.", "Chest, two views."))
-    return _pick(rng, ("PA chest radiograph.", "Chest, single frontal view.", "Frontal chest X-ray."))
+    return _pick(
+        rng, ("PA chest radiograph.", "Chest, single frontal view.", "Frontal chest X-ray.")
+    )
 
 
 def _comparison(study: Study, rng: np.random.Generator) -> str:
     if not study.prior_study_id:
         return _pick(rng, ("None.", "None available."))
-    return _pick(rng, ("Prior chest radiograph.", "Previous study.", "Chest radiograph, earlier date."))
+    return _pick(
+        rng, ("Prior chest radiograph.", "Previous study.", "Chest radiograph, earlier date.")
+    )

@@ -33,8 +33,14 @@ SINGLE_RATE: dict[int, float] = {
 """Chance of each finding on its own, before the syndromes of `_SYNDROMES` add to it."""
 
 _SYNDROMES: tuple[tuple[float, dict[int, float]], ...] = (
-    (0.11, {L.CARDIOMEGALY: 0.85, L.EDEMA: 0.65, L.EFFUSION: 0.55, L.DEVICE: 0.25}),  # heart failure
-    (0.07, {L.DEVICE: 0.9, L.CONSOLIDATION: 0.4, L.ATELECTASIS: 0.45, L.EFFUSION: 0.3}),  # intensive care
+    (
+        0.11,
+        {L.CARDIOMEGALY: 0.85, L.EDEMA: 0.65, L.EFFUSION: 0.55, L.DEVICE: 0.25},
+    ),  # heart failure
+    (
+        0.07,
+        {L.DEVICE: 0.9, L.CONSOLIDATION: 0.4, L.ATELECTASIS: 0.45, L.EFFUSION: 0.3},
+    ),  # intensive care
     (0.06, {L.FRACTURE: 0.8, L.PNEUMOTHORAX: 0.4, L.EFFUSION: 0.2}),  # trauma
     (0.07, {L.EMPHYSEMA: 0.9, L.NODULE: 0.25, L.PNEUMOTHORAX: 0.12}),  # smoker
 )
@@ -201,7 +207,10 @@ def _age(rng: np.random.Generator, finding: Finding) -> Finding | None:
 def _settle(state: dict[int, Finding]) -> dict[int, Finding]:
     """Removes contradictions: a lung that is filled or collapsed hides what else is in it."""
     state = dict(state)
-    effusion, hidden = state.get(L.EFFUSION), (L.CONSOLIDATION, L.ATELECTASIS, L.NODULE, L.ELEVATION)
+    effusion, hidden = (
+        state.get(L.EFFUSION),
+        (L.CONSOLIDATION, L.ATELECTASIS, L.NODULE, L.ELEVATION),
+    )
     if effusion is not None and effusion.severity == 3:
         sides = {part.side for label in hidden if label in state for part in state[label].parts}
         if sides & {part.side for part in effusion.parts}:
@@ -250,9 +259,9 @@ def _sample_hedges(
     """Labels the reader is not sure of: subtle findings, look-alikes, and the odd doubt."""
     hedged = set()
     for label in sorted(state):
-        if state[label].severity == 1 and label not in (L.DEVICE, L.SCOLIOSIS):
-            if rng.random() < 0.3:
-                hedged.add(label)
+        subtle = state[label].severity == 1 and label not in (L.DEVICE, L.SCOLIOSIS)
+        if subtle and rng.random() < 0.3:
+            hedged.add(label)
     for kind, _, _ in mimics:
         label = _HEDGED_MIMIC.get(kind)
         if label is not None and label not in state and rng.random() < 0.25:
@@ -361,7 +370,15 @@ def _one_side(rng: np.random.Generator, severity: int) -> tuple[Part, ...]:
 
 
 def _device(rng: np.random.Generator, severity: int) -> tuple[Part, ...]:
-    kinds = ("tube", "central line", "feeding tube", "pacemaker", "port", "chest tube", "sternal wires")
+    kinds = (
+        "tube",
+        "central line",
+        "feeding tube",
+        "pacemaker",
+        "port",
+        "chest tube",
+        "sternal wires",
+    )
     rates = (0.18, 0.22, 0.10, 0.20, 0.12, 0.06, 0.12)
     count = int(rng.choice((1, 2, 3), p=(0.6, 0.27, 0.13)))
     chosen = rng.choice(len(kinds), size=count, replace=False, p=rates)

@@ -1,0 +1,145 @@
+"""Building and listing datasets: what `data build` and `data list` do."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from medvlp_jax.data.paths import built_datasets, data_root, dataset_folder
+from medvlp_jax.data.spec import DatasetSpec, all_specs, load_spec
+from medvlp_jax.errors import UserError
+
+
+def build_dataset(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    manual_dir: str | os.PathLike[str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> pathlib.Path:
+    """Builds a dataset as array_record files and prints what came out.
+
+    A build that was stopped left nothing but a temporary folder, which the next build removes; a dataset
+    that is already there is left alone.
+
+    Args:
+        name: `name` or `name/config`.
+        data_dir: None = `TFDS_DATA_DIR`, else `./data`.
+        manual_dir: the user's files, where the dataset needs them.
+        options: options of the builder.
+
+    Returns:
+        The folder of the built version.
+
+    Raises:
+        UserError: unknown dataset or option, wrong or missing manual_dir, too many unusable files, disk full.
+    """
+    spec = load_spec(name)
+    root = data_root(data_dir)
+    builder = _make_builder(spec, name, root, manual_dir, dict(options or {}))
+    folder = pathlib.Path(builder.data_path)
+    _remove_leftovers(folder)
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except UserError:
+        _remove_leftovers(folder)
+        raise
+    except OSError as error:
+        _remove_leftovers(folder)
+        raise UserError(
+            f"{name} could not be written to {root}: {error.strerror or error}; free some space or give "
+            "--data-dir another disk. Nothing half-built was kept"
+        ) from error
+    print(_summary(spec, builder.info), file=sys.stdout)
+    return folder
+
+
+def _make_builder(
+    spec: DatasetSpec,
+    name: str,
+    root: pathlib.Path,
+    manual_dir: str | os.PathLike[str] | None,
+    options: dict[str, str],
+) -> Any:
+    cls = spec.builder_class()
+    if spec.needs_manual_dir:
+        if manual_dir is None:
+            raise UserError(
+                f"dataset {spec.name} needs your files: give --manual-dir FOLDER. {spec.access}. "
+                f"The folder must hold {spec.layout}"
+            )
+        module = sys.modules[cls.__module__]
+        return cls(config=module.make_config(manual_dir, options), data_dir=root)
+    if options:
+        raise UserError(f"dataset {spec.name} takes no options, got {', '.join(options)}")
+    config = name.partition("/")[2] or None
+    known = [c.name for c in cls.BUILDER_CONFIGS]
+    if config is not None and config not in known:
+        raise UserError(f"dataset {spec.name} has no config {config!r}; it has {', '.join(known)}")
+    return cls(config=config, data_dir=root)
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    """Temporary folders of builds that were killed (`incomplete.XXXXXX_1.0.0` beside the version)."""
+    if folder.parent.is_dir():
+        for path in folder.parent.glob(f"incomplete.*_{folder.name}"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def ensure_built(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Folder of a dataset, which is built first if it is not there and needs nobody's files.
+
+    Raises:
+        UserError: it is not there and cannot be built without `--manual-dir`.
+    """
+    try:
+        return dataset_folder(name, data_dir)
+    except UserError:
+        if load_spec(name).needs_manual_dir:
+            raise
+    return build_dataset(name, data_dir)
+
+
+def _summary(spec: DatasetSpec, info: Any) -> str:
+    """Found and expected counts, dropped rows, patients."""
+    metadata = dict(info.metadata or {})
+    config = f"/{info.config_name}" if info.config_name else ""
+    lines = [f"{spec.name}{config} {info.version}"]
+    patients = metadata.get("patients", {})
+    for split, found in info.splits.items():
+        expected = spec.expected_counts.get(split)
+        note = "" if expected is None else f" (published: {expected})"
+        lines.append(
+            f"  {split:<12}{found.num_examples:>8} images{note}, {patients.get(split, '?')} patients"
+        )
+    if "rows" in metadata:
+        lines.append(f"  rows in the table {metadata['rows']}")
+    for reason, count in dict(metadata.get("dropped", {})).items():
+        lines.append(f"  dropped, {reason.replace('_', ' ')}: {count}")
+    if metadata.get("rows_without_patient"):
+        lines.append(
+            f"  warning: {metadata['rows_without_patient']} rows have no patient id, so sister images of "
+            "one patient may be in two splits; add a patient_id column"
+        )
+    names = metadata.get("label_names", ())
+    if names:
+        lines.append(f"  labels: {', '.join(names)}")
+    if "split_hash" in metadata:
+        lines.append(f"  split hash {metadata['split_hash'][:16]}")
+    return "\n".join(lines)
+
+
+def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> str:
+    """Table of all datasets with access rules, and what is built."""
+    built = built_datasets(data_dir)
+    lines = [f"{'dataset':<20}{'modality':<26}{'licence':<24}access"]
+    for spec in all_specs():
+        lines.append(f"{spec.name:<20}{spec.modality:<26}{spec.licence:<24}{spec.access}")
+        for name, folder in built.items():
+            if name.partition("/")[0] == spec.name:
+                lines.append(f"  built: {name:<34}{folder}")
+    return "\n".join(lines)

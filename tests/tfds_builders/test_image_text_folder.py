@@ -1,0 +1,240 @@
+"""Without these, a user's own folder could be split across patients, mislabelled or half built."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from medvlp_jax.data import build, check, pipeline
+from medvlp_jax.errors import UserError
+from tfds_builders.image_text_folder import image_text_folder as builder
+from tfds_builders.image_text_folder.table import find_table, read_table
+
+
+def write_folder(
+    folder: pathlib.Path, rows: list[dict], *, table: str = "metadata.jsonl"
+) -> pathlib.Path:
+    """Images of noise named in the rows, and the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for row in rows:
+        path = folder / row["image"]
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), rng.integers(0, 255, (40, 50), dtype=np.uint8))
+    if table.endswith(".jsonl"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        keys = list(rows[0])
+        lines = [",".join(keys)] + [",".join(f'"{row[k]}"' for k in keys) for row in rows]
+        text = "\n".join(lines) + "\n"
+    (folder / table).write_text(text)
+    return folder
+
+
+def some_rows(count: int = 20, **extra) -> list[dict]:
+    return [
+        {"image": f"im/{i}.png", "text": f"text number {i}", "patient_id": f"p{i // 2}", **extra}
+        for i in range(count)
+    ]
+
+
+def split_of(data_dir) -> dict[str, str]:
+    """image -> split of the built dataset."""
+    found = {}
+    for split in ("train", "validation", "test"):
+        try:
+            source = pipeline.open_source("image_text_folder", split, data_dir)
+        except UserError:
+            continue
+        found.update({e["image_id"]: split for e in source})
+    return found
+
+
+def test_real_chest_radiographs(data_dir, tmp_path, capsys) -> None:
+    build.build_dataset("image_text_folder", tmp_path, manual_dir=data_dir / "covid_cxr")
+    printed = capsys.readouterr().out
+    assert "rows in the table 316" in printed
+    assert "blank text: 76" in printed
+    patients: dict[str, set[str]] = {}
+    total = 0
+    for split in ("train", "validation", "test"):
+        source = pipeline.open_source("image_text_folder", split, tmp_path)
+        total += len(source)
+        for example in source:
+            assert example["text"].strip()
+            patients.setdefault(example["subject_id"], set()).add(split)
+    assert total == 240
+    assert all(len(splits) == 1 for splits in patients.values())
+    assert source.metadata["dropped"] == {"blank_text": 76, "rejected": 0}
+    assert "COVID-19" in source.label_names
+    assert "todo" not in source.label_names
+    report = check.check_dataset("image_text_folder", str(tmp_path))
+    assert not any("patients" in problem for problem in report.problems)
+
+
+def test_splits_are_deterministic_and_by_patient(tmp_path) -> None:
+    folder = write_folder(tmp_path / "src", some_rows(60))
+    for name in ("a", "b"):
+        build.build_dataset("image_text_folder", tmp_path / name, manual_dir=folder)
+    first, second = split_of(tmp_path / "a"), split_of(tmp_path / "b")
+    assert first == second
+    assert set(first.values()) == {"train", "validation", "test"}
+    for i in range(0, 60, 2):
+        assert first[f"im/{i}.png"] == first[f"im/{i + 1}.png"]
+
+
+def test_csv_with_a_split_column_and_labels(tmp_path) -> None:
+    rows = [
+        {
+            "path": f"{i}.png",
+            "image": f"{i}.png",
+            "report": "a, b",
+            "split": ("train", "val", "test")[i % 3],
+            "labels": "Edema;Effusion" if i % 2 else "unknown",
+        }
+        for i in range(12)
+    ]
+    folder = write_folder(tmp_path / "src", rows, table="anything.csv")
+    build.build_dataset("image_text_folder", tmp_path, manual_dir=folder, options={"size": "0"})
+    source = pipeline.open_source("image_text_folder", "validation", tmp_path)
+    assert source.label_names == ("Edema", "Effusion")
+    by_image = {e["image_id"]: e["label"].tolist() for e in source}
+    assert by_image == {"1.png": [1, 1], "4.png": [-2, -2], "7.png": [1, 1], "10.png": [-2, -2]}
+    assert source.metadata["rows_without_patient"] == 12
+
+
+def test_patient_in_two_splits_is_refused(tmp_path) -> None:
+    rows = some_rows(4)
+    for row, split in zip(rows, ("train", "test", "train", "train"), strict=True):
+        row["split"] = split
+    folder = write_folder(tmp_path / "src", rows)
+    with pytest.raises(UserError, match=r"lines 1 and 2: one patient is in train and in test"):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+    build.build_dataset(
+        "image_text_folder", tmp_path, manual_dir=folder, options={"patient_in_two_splits": "first"}
+    )
+    assert set(split_of(tmp_path).values()) == {"train"}
+
+
+def test_bad_images_are_listed_and_over_the_limit_stop_the_build(tmp_path) -> None:
+    rows = some_rows(20)
+    folder = write_folder(tmp_path / "src", rows)
+    (folder / "im/3.png").write_text("<html>404</html>")
+    (folder / "im/4.png").unlink()
+    with pytest.raises(UserError, match=r"max_rejected"):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+    assert not list((tmp_path / "image_text_folder").rglob("dataset_info.json"))
+    assert not list((tmp_path / "image_text_folder").rglob("incomplete*"))
+    build.build_dataset(
+        "image_text_folder", tmp_path, manual_dir=folder, options={"max_rejected": "0.1"}
+    )
+    listed = (tmp_path / "image_text_folder" / "src" / "rejected.jsonl").read_text().splitlines()
+    assert {json.loads(line)["image"] for line in listed} == {"im/3.png", "im/4.png"}
+    assert any("HTML" in line for line in listed)
+    assert len(split_of(tmp_path)) == 18
+
+
+def test_a_path_cannot_leave_the_folder(tmp_path) -> None:
+    rows = some_rows(10)
+    folder = write_folder(tmp_path / "src", rows)
+    cv2.imwrite(str(tmp_path / "secret.png"), np.zeros((40, 40), np.uint8))
+    rows[0]["image"] = "../secret.png"
+    write_folder(folder, rows)
+    with pytest.raises(UserError, match="leads out of the folder"):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+
+
+def test_killed_build_starts_again_cleanly(tmp_path) -> None:
+    folder = write_folder(tmp_path / "src", some_rows(20))
+    code = (
+        "import os, medvlp_jax.data.build as b, tfds_builders.image_text_folder.image_text_folder as f\n"
+        "old = f.decode_image\n"
+        "n = [0]\n"
+        "def die(data):\n"
+        "    n[0] += 1\n"
+        "    if n[0] == 8: os._exit(9)\n"
+        "    return old(data)\n"
+        "f.decode_image = die\n"
+        f"b.build_dataset('image_text_folder', {str(tmp_path)!r}, manual_dir={str(folder)!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 9
+    assert list((tmp_path / "image_text_folder" / "src").glob("incomplete*"))
+    build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+    assert len(split_of(tmp_path)) == 20
+    assert not list((tmp_path / "image_text_folder" / "src").glob("incomplete*"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image": "a.png", "words": "x"}], "no text column"),
+        (
+            [{"picture": "a.png", "image_": "", "text": "x", "image": ""}],
+            "line 1: the image column",
+        ),
+        ([{"image": "a.png", "text": " "}], "all 1 rows have a blank text"),
+        ([{"image": "a.png", "text": "x", "split": "holdout"}], "split 'holdout' is unknown"),
+    ],
+)
+def test_wrong_tables_are_explained(tmp_path, rows, message) -> None:
+    folder = tmp_path / "src"
+    folder.mkdir()
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(UserError, match=message):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+
+
+def test_wrong_folders_are_explained(tmp_path) -> None:
+    with pytest.raises(UserError, match="give --manual-dir FOLDER"):
+        build.build_dataset("image_text_folder", tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no table"):
+        find_table(tmp_path / "empty")
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "empty" / name).write_text("image,text\n")
+    with pytest.raises(UserError, match="several tables"):
+        find_table(tmp_path / "empty")
+    with pytest.raises(UserError, match="is unknown"):
+        builder.make_config(tmp_path, {"sise": "3"})
+    with pytest.raises(UserError, match="dataset 'image_text_foldr' is unknown"):
+        build.build_dataset("image_text_foldr", tmp_path)
+
+
+def test_table_readers_name_the_line(tmp_path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"image": "a", "text": "b"}\n{broken\n')
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        read_table(file)
+    file = tmp_path / "t.csv"
+    file.write_text("image,text\na.png,one, two\n")
+    with pytest.raises(UserError, match="line 2 has more fields"):
+        read_table(file)
+    file.write_bytes("image,text\na.png,caf\xe9\n".encode("latin1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_table(file)
+    file.write_text("image;text\na.png;one, two\n")
+    assert read_table(file).rows[0].text == "one, two"
+
+
+def test_check_finds_leaks(tmp_path) -> None:
+    rows = [
+        {"image": f"{i}.png", "text": f"t{i % 3}", "split": "train" if i < 8 else "test"}
+        for i in range(12)
+    ]
+    folder = write_folder(tmp_path / "src", rows)
+    (folder / "9.png").write_bytes((folder / "2.png").read_bytes())
+    build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+    report = check.check_dataset("image_text_folder", str(tmp_path))
+    assert report.problems == ("1 images occur in both test and train",)
+    assert any("texts occur in more than one split" in note for note in report.notes)
+    assert "PROBLEM" in str(report)

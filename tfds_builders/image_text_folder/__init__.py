@@ -1,0 +1,1 @@
+"""Builder for the user's own folder of images and texts."""

@@ -1,0 +1,312 @@
+"""TFDS builder of a user's own folder: images with texts (and labels) in one table; needs no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from medvlp_jax.data.images import (
+    ImageError,
+    decode_image,
+    encode_for_storage,
+    resize_for_storage,
+)
+from medvlp_jax.errors import UserError
+from tfds_builders.image_text_folder.table import Row, Table, find_table, label_names, read_table
+
+SPLITS = ("train", "validation", "test")
+_RELEASE = "1.0.0"
+
+
+@dataclasses.dataclass
+class FolderConfig(tfds.core.BuilderConfig):
+    """Options of one build; `data build --option KEY=VALUE` sets them.
+
+    Attributes:
+        folder: absolute path of the user's folder.
+        table: name of the table in it; "" looks for one.
+        size: shorter side of the stored images in pixels; 0 keeps the original size.
+        quality: JPEG quality of the stored images; 0 stores PNG.
+        fractions: shares of the patients in train, validation and test, where the table has no split.
+        max_rejected: share of undecodable images over which the build stops.
+        min_label_count: rows a label must have to become a class.
+        max_labels: most classes.
+        patient_in_two_splits: "refuse", or "first" puts all rows of the patient in the split of the first.
+        columns: field -> column name, where names are not detected.
+    """
+
+    folder: str = ""
+    table: str = ""
+    size: int = 256
+    quality: int = 95
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    max_rejected: float = 0.01
+    min_label_count: int = 5
+    max_labels: int = 64
+    patient_in_two_splits: str = "refuse"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> FolderConfig:
+    """Config of a folder, named after it.
+
+    Args:
+        folder: the user's folder.
+        options: texts from the command line; `FIELD_column=NAME` names a column.
+
+    Raises:
+        UserError: unknown option or a value that does not parse.
+    """
+    path = pathlib.Path(folder).expanduser().resolve()
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", options.pop("name", path.name)).strip("_") or "folder"
+    config = FolderConfig(
+        name=name, folder=str(path), description=f"Images and texts of {path.name}"
+    )
+    known = {f.name for f in dataclasses.fields(FolderConfig)} - tfds_fields()
+    for key, text in options.items():
+        if key.endswith("_column"):
+            config.columns[key.removesuffix("_column")] = text
+            continue
+        if key not in known:
+            raise UserError(
+                f"option {key!r} is unknown; there are {', '.join(sorted(known))}, FIELD_column"
+            )
+        setattr(config, key, _parse(key, text, getattr(config, key)))
+    return config
+
+
+def tfds_fields() -> set[str]:
+    """Fields of a config that are not for the command line."""
+    return {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)} | {"folder", "columns"}
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, tuple):
+            values = tuple(float(part) for part in text.split(","))
+            if len(values) != len(default) or abs(sum(values) - 1) > 1e-6 or min(values) < 0:
+                raise ValueError
+            return values
+        return type(default)(text)
+    except ValueError:
+        raise UserError(
+            f"option {key}={text!r}: expected a value like {default!r}"
+            + (" whose parts add up to 1" if isinstance(default, tuple) else "")
+        ) from None
+
+
+class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
+    """Images with texts from a folder and its table, split by patient."""
+
+    code_path = None  # no checksums of downloads to look for
+    VERSION = tfds.core.Version(_RELEASE)
+    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
+
+    def __init__(self, *, config: FolderConfig, data_dir: str | os.PathLike[str], **kwargs: Any):
+        """Args: config from `make_config`, data directory, and what TFDS takes besides."""
+        self._settings = config
+        super().__init__(config=config, data_dir=data_dir, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        # Grey images are stored with one channel; decoders give three.
+                        shape=(None, None, 3),
+                        encoding_format="jpeg" if self._settings.quality else "png",
+                    ),
+                    "text": text,
+                    "findings": text,
+                    "impression": text,
+                    "label": tfds.features.Tensor(shape=(None,), dtype=np.int8),
+                    "subject_id": text,
+                    "study_id": text,
+                    "image_id": text,
+                    "view_position": text,
+                    "sex": text,
+                    "age": np.float32,
+                }
+            ),
+            metadata=tfds.core.MetadataDict({}),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager
+        settings = self._settings
+        folder = pathlib.Path(settings.folder)
+        table = read_table(find_table(folder, settings.table), settings.columns)
+        rows = tuple(row for row in table.rows if row.text)
+        if not rows:
+            raise UserError(f"{table.file}: all {len(table.rows)} rows have a blank text")
+        names = label_names(rows, minimum=settings.min_label_count, most=settings.max_labels)
+        assigned = assign_splits(table, rows, settings)
+        self._rejected = RejectedFiles(
+            pathlib.Path(self.data_path), allowed=int(settings.max_rejected * len(rows))
+        )
+        patients = {
+            split: len({_patient(r) for r, s in zip(rows, assigned, strict=True) if s == split})
+            for split in SPLITS
+        }
+        metadata = {
+            "label_names": list(names),
+            "rows": len(table.rows),
+            "dropped": {"blank_text": len(table.rows) - len(rows), "rejected": 0},
+            "patients": patients,
+            "rows_without_patient": sum(not row.subject_id for row in rows),
+            "split_hash": split_hash(rows, assigned),
+            "columns": table.columns,
+            "options": {
+                key: value
+                for key, value in dataclasses.asdict(settings).items()
+                if key not in tfds_fields()
+            },
+        }
+        assert self.info.metadata is not None
+        self.info.metadata.update(metadata)
+        present = [split for split in SPLITS if split in assigned]
+        return {
+            split: self._generate_examples(
+                folder, [r for r, s in zip(rows, assigned, strict=True) if s == split], names
+            )
+            for split in present
+        }
+
+    def _generate_examples(
+        self, folder: pathlib.Path, rows: list[Row], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for row in rows:
+            try:
+                stored = self._read_image(folder, row)
+            except ImageError as error:
+                self._rejected.add(row, str(error))
+                assert self.info.metadata is not None
+                self.info.metadata["dropped"]["rejected"] += 1
+                continue
+            yield (
+                f"{row.number:09d}",
+                {
+                    "image": io.BytesIO(stored),
+                    "text": row.text,
+                    "findings": row.findings,
+                    "impression": row.impression,
+                    "label": _label_vector(row, names),
+                    "subject_id": _patient(row),
+                    "study_id": row.study_id,
+                    "image_id": row.image,
+                    "view_position": row.view_position,
+                    "sex": row.sex,
+                    "age": row.age,
+                },
+            )
+
+    def _read_image(self, folder: pathlib.Path, row: Row) -> bytes:
+        path = (folder / row.image).resolve()
+        if not path.is_relative_to(folder):
+            raise ImageError("path leads out of the folder")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        image = resize_for_storage(decode_image(data), self._settings.size)
+        if self._settings.quality:
+            return encode_for_storage(image, "jpeg", self._settings.quality)
+        return encode_for_storage(image, "png")
+
+
+class RejectedFiles:
+    """Counts undecodable images, lists them in `rejected.jsonl`, and stops a build with too many."""
+
+    def __init__(self, folder: pathlib.Path, *, allowed: int):
+        """Args: folder of the dataset version (the list lies beside it), number that is tolerated."""
+        self.file = folder.parent / "rejected.jsonl"
+        self.allowed = allowed
+        self.count = 0
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("", encoding="utf-8")
+
+    def add(self, row: Row, reason: str) -> None:
+        """Notes one file.
+
+        Raises:
+            UserError: more than allowed.
+        """
+        self.count += 1
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"row": row.number, "image": row.image, "reason": reason}) + "\n")
+        if self.count > self.allowed:
+            raise UserError(
+                f"row {row.number}, image {row.image}: {reason}. That is {self.count} unusable images, "
+                f"more than the {self.allowed} allowed; see {self.file}. Correct the files, or allow more "
+                "with --option max_rejected=0.1"
+            )
+
+
+def _patient(row: Row) -> str:
+    """Patient of a row; without one, each image counts as a patient of its own."""
+    return row.subject_id or f"image:{row.image}"
+
+
+def _label_vector(row: Row, names: tuple[str, ...]) -> np.ndarray:
+    """1 present, 0 absent, -2 when the row is not labelled at all."""
+    if row.labels is None:
+        return np.full(len(names), -2, np.int8)
+    return np.asarray([name in row.labels for name in names], np.int8)
+
+
+def assign_splits(table: Table, rows: tuple[Row, ...], settings: FolderConfig) -> list[str]:
+    """Split of each row: the table's own, else by a hash of the patient.
+
+    Raises:
+        UserError: the table puts one patient in two splits, or gives a split to some rows only.
+    """
+    given = [row.split for row in rows]
+    if not any(given):
+        by_hash = _hash_splits({_patient(row) for row in rows}, settings.fractions)
+        return [by_hash[_patient(row)] for row in rows]
+    missing = [row.number for row in rows if not row.split]
+    if missing:
+        raise UserError(
+            f"{table.file} line {missing[0]}: no split, but other rows have one ({len(missing)} rows lack "
+            "it); fill the column or remove it"
+        )
+    first: dict[str, tuple[str, int]] = {}
+    for row in rows:
+        split, number = first.setdefault(_patient(row), (row.split, row.number))
+        if split != row.split and settings.patient_in_two_splits != "first":
+            raise UserError(
+                f"{table.file} lines {number} and {row.number}: one patient is in {split} and in "
+                f"{row.split}, which leaks between training and test. Correct the table, or --option "
+                "patient_in_two_splits=first moves all rows of such a patient to the split of the first"
+            )
+    return [first[_patient(row)][0] for row in rows]
+
+
+def _hash_splits(patients: set[str], fractions: tuple[float, float, float]) -> dict[str, str]:
+    """Patients in the order of their hash, cut at the wanted shares: the same patients always give the
+    same split, and a new patient moves at most two others."""
+
+    def place(patient: str) -> bytes:
+        return hashlib.sha256(f"medvlp-split:{patient}".encode()).digest()
+
+    ordered = sorted(patients, key=place)
+    edges = np.round(np.cumsum(fractions) * len(ordered)).astype(int)
+    placed = np.searchsorted(edges[:-1], np.arange(len(ordered)), side="right")
+    return {patient: SPLITS[int(k)] for patient, k in zip(ordered, placed, strict=True)}
+
+
+def split_hash(rows: tuple[Row, ...], assigned: list[str]) -> str:
+    """SHA-256 over the sorted (split, image) pairs: equal hashes mean equal splits."""
+    lines = sorted(f"{split}\t{row.image}" for row, split in zip(rows, assigned, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
