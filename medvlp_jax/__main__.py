@@ -6,6 +6,7 @@ Heavy imports happen inside the verbs, so `--help` and errors of usage come at o
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pathlib
 import sys
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed.overrides = overrides
     # Chatter of the C++ runtimes would hide the progress lines.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.DEBUG if parsed.debug else logging.ERROR)
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
         if overrides and parsed.verb not in ("train", "quickstart"):

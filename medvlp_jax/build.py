@@ -178,6 +178,7 @@ def build_system(config: ConfigDict, tokenizer: Any) -> System:
     injected = {
         "vocab_size": text.vocab_size(tokenizer),
         "mask_id": tokenizer.mask_token_id,
+        "special_ids": tokenizer.special_token_ids,
         "patch_size": getattr(model.image_encoder, "patch_size", None),
         "in_channels": config.data.image.channels,
         "dtype": jnp.dtype(config.model.get("dtype", "float32")),

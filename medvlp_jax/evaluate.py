@@ -141,14 +141,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table(results: Results) -> str:
-    """Readable table of all metrics with their 95 % intervals."""
-    if not results.metrics:
+def table(results: Results, *, brief: bool = False) -> str:
+    """Readable table of the metrics with their 95 % intervals.
+
+    Args:
+        results: what was found.
+        brief: only macro means, AUROC per label and recall.
+    """
+    shown = {
+        key: metric
+        for key, metric in results.metrics.items()
+        if not brief
+        or any(word in key for word in ("macro_auroc", "/auroc_", "recall_at", "accuracy"))
+    }
+    if not shown:
         reasons = [str(r.artefacts["skipped"]) for r in results.tasks.values() if r.artefacts]
         return "no metrics" + (": " + "; ".join(reasons) if reasons else "")
-    width = max(len(key) for key in results.metrics)
+    width = max(len(key) for key in shown)
     lines = [f"{results.dataset} {results.split}"]
-    for key, metric in results.metrics.items():
+    for key, metric in shown.items():
         interval = f"[{metric.low:.3f}, {metric.high:.3f}]" if math.isfinite(metric.low) else ""
         lines.append(f"{key:<{width}}  {metric.value:>8.3f}  {interval:<16} n={metric.n}")
     return "\n".join(lines)

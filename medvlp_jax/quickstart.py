@@ -35,7 +35,7 @@ def quickstart(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     results = runs.run_evaluation(workdir)
     after = {key: metric.value for key, metric in results.metrics.items()}
     print(f"[3/4] held-out patients after {time.perf_counter() - started:.0f} s")
-    print(evaluate.table(results))
+    print(evaluate.table(results, brief=True))
     exported = runs.run_export(workdir, workdir / "exported")
     figure = plots.learning_curve(workdir / "metrics.jsonl", workdir / "learning_curve.png")
     summary = {

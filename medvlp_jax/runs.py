@@ -22,6 +22,7 @@ from medvlp_jax.data import build as data_build
 from medvlp_jax.data import pipeline
 from medvlp_jax.data.images import ImageError, decode_image, encode_for_storage
 from medvlp_jax.data.options import data_options
+from medvlp_jax.data.spec import load_spec
 from medvlp_jax.data.transforms import eval_image
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import hf, model_card
@@ -438,7 +439,7 @@ def run_export(
     card = model_card.model_card(
         title=f"{config.name} ({pathlib.Path(workdir).name}, step {step})",
         config=config.to_dict(),
-        dataset=config.data.dataset,
+        dataset=_dataset_facts(config.data.dataset),
         metrics=metrics,
         evaluated_on=evaluated_on,
         usage=hf.USAGE,
@@ -450,7 +451,12 @@ def run_export(
         model_variables["params"]["model"],
         run.tokenizer,
         out,
-        image=hf.ImageInput(image.size, image.channels, tuple(image.mean), tuple(image.std)),
+        image=hf.ImageInput(
+            size=image.size,
+            channels=image.channels,
+            mean=tuple(image.mean),
+            std=tuple(image.std),
+        ),
         max_length=config.data.text.max_length,
         logit_scale=trained_logit_scale(model_variables, run.system.objectives),
         card=card,
@@ -465,6 +471,20 @@ def run_export(
         for note in exported.notes:
             print(f"  note: {note}")
     return pathlib.Path(exported.folder)
+
+
+def _dataset_facts(name: str) -> dict[str, str]:
+    """What the model card says about the training data."""
+    spec = load_spec(name)
+    return {
+        "name": name,
+        "description": spec.description,
+        "modality": spec.modality,
+        "language": spec.language,
+        "licence": spec.licence,
+        "access": spec.access,
+        "citation": spec.citation,
+    }
 
 
 def _stored_metrics(

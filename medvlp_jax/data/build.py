@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import tensorflow_datasets as tfds
 
 from medvlp_jax.data.paths import built_datasets, data_root, dataset_folder
 from medvlp_jax.data.spec import DatasetSpec, all_specs, load_spec
@@ -23,7 +28,7 @@ def build_dataset(
 ) -> pathlib.Path:
     """Builds a dataset as array_record files and prints what came out.
 
-    A build that was stopped left nothing but a temporary folder, which the next build removes; a dataset
+    A build that was stopped left nothing but a temporary folder, which the next build removes. A dataset
     that is already there is left alone.
 
     Args:
@@ -36,26 +41,89 @@ def build_dataset(
         The folder of the built version.
 
     Raises:
-        UserError: unknown dataset or option, wrong or missing manual_dir, too many unusable files, disk full.
+        UserError: unknown dataset or option, wrong or missing manual_dir, too many unusable files, disk
+            full, another build running, or the same name already built from other files or options.
     """
     spec = load_spec(name)
     root = data_root(data_dir)
-    builder = _make_builder(spec, name, root, manual_dir, dict(options or {}))
+    with _quiet_tfds():
+        builder = _make_builder(spec, name, root, manual_dir, dict(options or {}))
     folder = pathlib.Path(builder.data_path)
-    _remove_leftovers(folder)
     try:
-        builder.download_and_prepare(file_format="array_record")
-    except UserError:
-        _remove_leftovers(folder)
-        raise
+        with _only_build_of(folder):
+            if folder.is_dir():
+                _require_unchanged(builder, name, folder)
+                print(f"already built: {folder} (delete it to build again)")
+            else:
+                _remove_leftovers(folder)
+                print(f"building {folder}", flush=True)
+                try:
+                    with _quiet_tfds():
+                        builder.download_and_prepare(file_format="array_record")
+                finally:
+                    _remove_leftovers(folder)
     except OSError as error:
-        _remove_leftovers(folder)
         raise UserError(
             f"{name} could not be written to {root}: {error.strerror or error}; free some space or give "
             "--data-dir another disk. Nothing half-built was kept"
         ) from error
-    print(_summary(spec, builder.info), file=sys.stdout)
+    print(_summary(spec, builder.info))
     return folder
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps back TFDS's own messages, which speak of downloads and custom configurations, and its
+    progress bars where they would fill a log file."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _only_build_of(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a lock on the dataset, because a second build would remove the first one's files. The
+    operating system releases it when the process ends in any way.
+
+    Raises:
+        UserError: another process is building the same dataset.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows: no lock
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".building").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is building {folder}; wait until it has finished"
+            ) from None
+        yield
+
+
+def _require_unchanged(builder: Any, name: str, folder: pathlib.Path) -> None:
+    """Stops when the dataset on the disk is not what this build would give.
+
+    Raises:
+        UserError: the user's table or the options have changed.
+    """
+    compare = getattr(builder, "difference_to_built", None)
+    difference = compare() if compare else None
+    if difference:
+        raise UserError(
+            f"{name} is already built in {folder}, but {difference}. Delete that folder to build it "
+            "again, or keep both: --option name=OTHER_NAME"
+        )
 
 
 def _make_builder(
@@ -84,7 +152,7 @@ def _make_builder(
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
-    """Temporary folders of builds that were killed (`incomplete.XXXXXX_1.0.0` beside the version)."""
+    """Removes what killed builds left: folders `incomplete.XXXXXX_1.0.0` beside the version."""
     if folder.parent.is_dir():
         for path in folder.parent.glob(f"incomplete.*_{folder.name}"):
             shutil.rmtree(path, ignore_errors=True)
@@ -119,7 +187,12 @@ def _summary(spec: DatasetSpec, info: Any) -> str:
     if "rows" in metadata:
         lines.append(f"  rows in the table {metadata['rows']}")
     for reason, count in dict(metadata.get("dropped", {})).items():
-        lines.append(f"  dropped, {reason.replace('_', ' ')}: {count}")
+        listed = (
+            " (listed in rejected.jsonl beside the version)"
+            if reason == "rejected" and count
+            else ""
+        )
+        lines.append(f"  dropped, {reason.replace('_', ' ')}: {count}{listed}")
     if metadata.get("rows_without_patient"):
         lines.append(
             f"  warning: {metadata['rows_without_patient']} rows have no patient id, so sister images of "

@@ -87,6 +87,13 @@ def check_dataset(name: str, data_dir: str | None = None) -> CheckReport:
             found[split] = (int((column == 1).sum()), int((column != -2).sum()))
     counts = {split: len(source) for split, source in sources.items()}
     problems = _leaks(seen.patients, "patients") + _leaks(seen.images, "images")
+    problems += _recorded_counts(next(iter(sources.values())).metadata, counts)
+    for split, source in sources.items():
+        if spec.label_names and source.label_names != spec.label_names:
+            problems.append(
+                f"{split} has labels {', '.join(source.label_names)}, expected "
+                f"{', '.join(spec.label_names)}"
+            )
     for split, expected in spec.expected_counts.items():
         if counts.get(split) != expected:
             problems.append(f"{split} has {counts.get(split, 0)} examples, published: {expected}")
@@ -148,6 +155,19 @@ def _leaks(places: dict[Any, Counter], what: str) -> list[str]:
         return []
     pairs = Counter(" and ".join(sorted(splits)) for splits in shared.values())
     return [f"{count} {what} occur in both {pair}" for pair, count in sorted(pairs.items())]
+
+
+def _recorded_counts(metadata: dict[str, Any], counts: dict[str, int]) -> list[str]:
+    """Rows of the user's table against what the builder says it dropped and what is there."""
+    if "rows" not in metadata:
+        return []
+    left = metadata["rows"] - sum(metadata["dropped"].values())
+    if left == sum(counts.values()):
+        return []
+    return [
+        f"the table had {metadata['rows']} rows, {metadata['rows'] - left} were dropped, but "
+        f"{sum(counts.values())} examples are here instead of {left}: build it again"
+    ]
 
 
 def _notes(seen: _Seen, counts: dict[str, int]) -> list[str]:

@@ -7,14 +7,21 @@ messages or datasets.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from typing import Any, Literal
 
 import numpy as np
 import pydicom
+import pydicom.multival
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medvlp_jax.data.images import ImageError, scale_to_uint8, to_uint8
+
+# `warnings.catch_warnings` changes the filters of the whole process; two threads inside it at once would
+# restore them in the wrong order and silence every later warning.
+_QUIET = threading.Lock()
 
 _PIXEL_TAGS: list[Any] = [
     "SpecificCharacterSet",
@@ -81,16 +88,24 @@ def decode_dicom(
         ImageError: no pixel data, damaged, or a transfer syntax without a decoder.
     """
     dataset = _read(data)
+    try:
+        return _pixels_to_uint8(dataset, max_pixels, frame)
+    except ImageError:
+        raise
+    except Exception as error:  # pydicom and its plugins raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ImageError(f"DICOM pixel data cannot be decoded: {reason}") from error
+
+
+def _pixels_to_uint8(
+    dataset: pydicom.Dataset, max_pixels: int, frame: Literal["first", "middle"]
+) -> np.ndarray:
+    """One frame of a data set that holds only tags about pixels: uint8 [H, W, 1 or 3]."""
     height, width = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if height * width > max_pixels:
         raise ImageError(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
     frames = max(1, int(dataset.get("NumberOfFrames") or 1))
-    index = frames // 2 if frame == "middle" else 0
-    try:
-        pixels = pixel_array(dataset, index=index)
-    except Exception as error:  # pydicom and its plugins raise many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise ImageError(f"DICOM pixel data cannot be decoded: {reason}") from error
+    pixels = pixel_array(dataset, index=frames // 2 if frame == "middle" else 0)
     if pixels.ndim == 3 and pixels.shape[-1] not in (3, 4):
         pixels = pixels[0]
     kind = str(dataset.get("PhotometricInterpretation", "")).upper()
@@ -98,6 +113,8 @@ def decode_dicom(
         return _colour_to_uint8(apply_color_lut(pixels, dataset))
     if pixels.ndim == 3:
         return _colour_to_uint8(pixels[:, :, :3])
+    if int(dataset.get("BitsStored") or 8) == 1:
+        pixels = pixels.astype(bool)
     grey = _windowed(pixels, dataset)
     inverse = str(dataset.get("PresentationLUTShape", "")).upper() == "INVERSE"
     return 255 - grey if kind == "MONOCHROME1" or inverse else grey
@@ -106,15 +123,21 @@ def decode_dicom(
 def _read(data: bytes) -> pydicom.Dataset:
     """Reads the tags about pixels, and no others."""
     try:
-        with warnings.catch_warnings():
+        with _QUIET, warnings.catch_warnings():
             # Files break the standard in many harmless ways; what matters shows when pixels decode.
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_PIXEL_TAGS)
-    except Exception as error:  # damaged files raise many kinds
-        raise ImageError(f"damaged DICOM: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # damaged files raise many kinds, whose messages may quote any tag
+        raise ImageError(f"damaged DICOM: {type(error).__name__} while reading its tags") from error
     if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError(
             "DICOM without pixel data (a structure set, a report or a presentation state)"
+        )
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        # No file meta header: pydicom found out the encoding, and such files are never compressed.
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         )
     return dataset
 
@@ -128,7 +151,9 @@ def _colour_to_uint8(pixels: np.ndarray) -> np.ndarray:
 
 def _windowed(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     """Grey pixels [H, W] after rescale and window (or VOI table), uint8 [H, W, 1]."""
-    with warnings.catch_warnings():
+    if pixels.dtype == bool:
+        return to_uint8(pixels)
+    with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         values = np.asarray(apply_modality_lut(pixels, dataset))
         if "VOILUTSequence" in dataset:
@@ -142,23 +167,23 @@ def _windowed(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _window(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
-    """PS3.3 C.11.2.1.2 with the first window of the file; None when there is no usable one."""
+    """PS3.3 C.11.2.1.2 and .3 with the first window of the file; None when there is no usable one."""
     centre, width = (_first(dataset.get(key)) for key in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width < 1:
         return None
-    if str(dataset.get("VOILUTFunction", "LINEAR")).upper() == "SIGMOID":
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID":
         return scale_to_uint8(1 / (1 + np.exp(-4 * (values - centre) / width)), 0.0, 1.0)
+    if function == "LINEAR":
+        # The standard counts the pixels of the window: a window of width 256 around 128 is 0 ... 255.
+        centre, width = centre - 0.5, max(width - 1, 1e-3)
     return scale_to_uint8(values, centre - width / 2, centre + width / 2)
 
 
 def _first(value: Any) -> float | None:
     """First number of a possibly multi-valued element."""
-    if value is None:
-        return None
+    values = value if isinstance(value, list | tuple | pydicom.multival.MultiValue) else [value]
     try:
-        return float(value if isinstance(value, int | float | str) else value[0])
+        return float(values[0])
     except (TypeError, ValueError, IndexError):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            return None
+        return None

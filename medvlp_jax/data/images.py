@@ -60,7 +60,11 @@ def decode_image(
 
 def is_dicom(data: bytes) -> bool:
     """Whether the content is DICOM: its magic, or a data set that starts without one (group 8)."""
-    return data[128:132] == b"DICM" or (data[:2] == b"\x08\x00" and data[4:6].isalpha())
+    if data[128:132] == b"DICM":
+        return True
+    # Explicit value representation: two letters; implicit: the length of the first, short element.
+    explicit, length = data[4:6].isalpha(), int.from_bytes(data[4:8], "little")
+    return data[:2] == b"\x08\x00" and (explicit or 0 < length < 256)
 
 
 def _refuse_non_images(data: bytes) -> None:
@@ -110,7 +114,9 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     except UnidentifiedImageError:
         # Pillow lacks a few kinds that OpenCV reads, such as 16-bit colour TIFF.
         return _decode_with_opencv(data, max_pixels)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # damaged files raise many kinds
         if "truncated" in str(error) or isinstance(error, EOFError):
             raise ImageError(f"truncated file: {error}") from error
         raise ImageError(f"damaged or unsupported image: {error}") from error
@@ -121,9 +127,12 @@ def _too_large(width: int, height: int, max_pixels: int) -> str:
 
 
 def _decode_with_opencv(data: bytes, max_pixels: int) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a header that promises more pixels than OpenCV accepts
+        image = None
     if image is None:
-        raise ImageError(f"not an image in a known format (starts with {data[:8]!r})")
+        raise ImageError(f"not an image in a known format (starts with {data[:4]!r})")
     if image.shape[0] * image.shape[1] > max_pixels:
         raise ImageError(_too_large(image.shape[1], image.shape[0], max_pixels))
     if image.ndim == 3:

@@ -20,6 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import flags
 
 from medvlp_jax.data import text as text_lib
 from medvlp_jax.data import transforms
@@ -130,7 +131,7 @@ def open_source(
     """
     folder = dataset_folder(dataset, data_dir)
     try:
-        builder = tfds.builder_from_directory(folder)
+        builder: Any = tfds.builder_from_directory(folder)
     except Exception as error:  # json, protobuf and TFDS errors of a damaged folder
         raise UserError(f"{folder} is not a readable dataset ({error}); build it again") from error
     known = sorted(builder.info.splits)
@@ -213,16 +214,19 @@ class _TextEncoder:
         sample = self.options.sample
         if sample == "report" or (rng is None and sample in ("section", "sentence")):
             return report
-        if sample == "sentence":
-            sentences = text_lib.split_sentences(report)
-            return sentences[int(rng.integers(len(sentences)))] if sentences and rng else report
         found = {k: clean(example.get(k) or "") for k in ("findings", "impression")}
         if not any(found.values()):
             found = text_lib.split_sections(report)
-        if sample == "section":
-            present = [found[k] for k in ("findings", "impression") if found.get(k)]
-            return present[int(rng.integers(len(present)))] if present and rng else report
-        return found.get(sample) or report
+        present = [found[k] for k in ("findings", "impression") if found.get(k)]
+        if sample == "sentence":
+            # Of findings and impression where they can be told apart: headers, indication and
+            # technique say nothing about the image.
+            choices = text_lib.split_sentences("\n\n".join(present) or report)
+        elif sample == "section":
+            choices = present
+        else:
+            return found.get(sample) or report
+        return choices[int(rng.integers(len(choices)))] if choices and rng else report
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Tokens of B texts, int32 [B, L], and `text_id` int32 [B]."""
@@ -464,6 +468,10 @@ class TrainIterator:
         )
         stream = remaining.to_iter_dataset(read)
         if options.workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain reads debug flags before it starts a worker and refuses unparsed ones; only
+                # programs that start through absl.app have parsed them.
+                flags.FLAGS.mark_as_parsed()
             per_worker = max(1, options.prefetch // options.workers)
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(
@@ -662,6 +670,6 @@ def eval_batches(
     count = -(-len(source) // options.global_batch_size)
     padded = np.full(count * options.global_batch_size, -1, np.int64)
     padded[: len(source)] = np.arange(len(source))
-    local = padded.reshape(count, process_count, rows)[:, process_index]
+    local: Any = padded.reshape(count, process_count, rows)[:, process_index]
     batches = grain.MapDataset.source(local).map(maker.evaluate)
     return EvalBatches(batches, options, source)

@@ -42,7 +42,8 @@ _WORDS = "|".join(sorted((re.escape(w) for w in _SECTION_OF), key=len, reverse=T
 # other case only at the start of a line or sentence, so that "no new findings: ..." is not one.
 _HEADER = re.compile(rf"(?:(?:^|\n|[.!?]\s)\s*(?i:({_WORDS}))|\b({_WORDS.upper()}))\s*:[ \t]*")
 
-_MASK = re.compile(r"-?(?:\[\*\*.*?\*\*\]|(?<![A-Za-z])(?:X{3,}|x{4,})(?![A-Za-z])|_{2,})-?")
+# Four capitals are a mask even within a word: Open-i has "XXXXPM" and "comparisXXXX".
+_MASK = re.compile(r"-?(?:\[\*\*.*?\*\*\]|X{4,}|(?<![A-Za-z])(?:XXX|x{4,})(?![A-Za-z])|_{2,})-?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u2028-\u202e\ufeff]")
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
 
@@ -52,9 +53,9 @@ _ABBREVIATIONS = frozenset(
 _LIST_MARK = r"(?:\(?\d{1,2}[.)]|[-*\u2022])"
 _LIST_LINE = re.compile(rf"\n\s*{_LIST_MARK}\s+|\n\s*\n")
 # "1. Normal heart. 2. No effusion." in one line: a number that follows the end of a sentence or starts
-# the text ("measures 2. 5 cm" does neither).
+# the text ("measures 2. 5 cm" and the date "12. 3. 2019" do neither).
 _LIST_INLINE = re.compile(
-    r"(?:(?<=[.!?])\s+|(?<=[;:])\s+(?=\d+[.)] [A-Z])|^\s*)\(?\d{1,2}[.)]\s+(?=\S)"
+    r"(?:(?<=[^\d\s][.!?])\s+|(?<=[;:])\s+(?=\d+[.)] [A-Z])|^\s*)\(?\d{1,2}[.)](?:\s+(?=\S)|(?=[A-Z][a-z]))"
 )
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*\s+")
 
@@ -78,12 +79,12 @@ def clean_text(text: str, mask: str = "") -> str:
     text = _MASK.sub(f" {mask} " if mask else " ", text)
     if mask:
         text = re.sub(rf"(?:{re.escape(mask)}\s+){{2,}}", f"{mask} ", text)
+    # A removed mask leaves its separators behind: "( )", ", ,", "..".
+    text = re.sub(r"\(\s*\)|\[\s*\]|<\s*>", " ", text)
     text = re.sub(r"[ \t]+", " ", text)
     text = re.sub(r" +([.,;:!?)])", r"\1", text)
     text = re.sub(r" *\n *", "\n", text)
-    # A removed mask leaves its separators behind: ", ,", "( )", "..".
     text = re.sub(r"([,;])[,;]+", r"\1", text)
-    text = re.sub(r"\(\s*\)|\[\s*\]|<\s*>", "", text)
     text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", text)
     return text.strip()
 
@@ -102,14 +103,11 @@ def split_sections(report: str) -> dict[str, str]:
     if not matches:
         return {}
     sections: dict[str, str] = {}
-    pieces = [("other", report[: matches[0].start()])]
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        name = _SECTION_OF[(match.group(1) or match.group(2)).lower()]
-        end = following.start() if following is not None else len(report)
-        # The full stop that made the next header a sentence start belongs to this section.
-        if following is not None and report[end : end + 1] in tuple(".!?"):
-            end += 1
-        pieces.append((name, report[match.end() : end]))
+    names = ["other", *(_SECTION_OF[(m.group(1) or m.group(2)).lower()] for m in matches)]
+    starts = [0, *(m.end() for m in matches)]
+    # The full stop that made the next header a sentence start belongs to the section before.
+    ends = [m.start() + (m.group()[0] in ".!?") for m in matches] + [len(report)]
+    pieces = [(n, report[a:b]) for n, a, b in zip(names, starts, ends, strict=True)]
     for name, text in pieces:
         text = " ".join(text.split())
         if text.strip(" .:_-"):

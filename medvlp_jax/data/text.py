@@ -335,10 +335,12 @@ def _load_byte_bpe(folder: pathlib.Path, config: dict[str, Any]) -> Tokenizer:
         )
     add_prefix = bool(config.get("add_prefix_space", False))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix)
-    backend.post_processor = processors.RobertaProcessing(
-        sep=(special["sep_token"], backend.token_to_id(special["sep_token"])),
-        cls=(special["cls_token"], backend.token_to_id(special["cls_token"])),
-        add_prefix_space=add_prefix,
+    cls, sep = special["cls_token"], special["sep_token"]
+    # RobertaProcessing renamed its arguments between releases; the template is the same thing.
+    backend.post_processor = processors.TemplateProcessing(
+        single=[cls, "$A", sep],
+        pair=[cls, "$A", sep, sep, "$B", sep],
+        special_tokens=[(cls, backend.token_to_id(cls)), (sep, backend.token_to_id(sep))],
     )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(sorted(set(special.values())))

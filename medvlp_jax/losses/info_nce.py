@@ -20,6 +20,7 @@ def row_weights(example_mask: Array | None, rows: int) -> jax.Array:
 
 def mask_columns(logits: Array, example_mask: Array | None, drop: Array | None = None) -> jax.Array:
     """Takes padded columns, and pairs marked in `drop` [B,B], out of every softmax."""
+    logits = jnp.asarray(logits)
     if example_mask is not None:
         keep = jnp.asarray(example_mask)[None, :] > 0
         # The diagonal stays: a padded row then has a finite (and unweighted) loss.
@@ -73,6 +74,30 @@ def info_nce(
     return w * diagonal_cross_entropy(image_to_text, weights) + (1 - w) * diagonal_cross_entropy(
         text_to_image, weights
     )
+
+
+def retrieval_accuracy(
+    image_embed: Array,
+    text_embed: Array,
+    *,
+    example_mask: Array | None = None,
+    drop_negatives: Array | None = None,
+) -> jax.Array:
+    """Share of the real rows, both directions together, whose own partner is the most similar one.
+
+    Args:
+        image_embed, text_embed, example_mask, drop_negatives: as for `info_nce`.
+
+    Returns:
+        float32 scalar; ties go to the lower row, so embeddings that are all equal score 1 / B.
+    """
+    scores = jax.lax.stop_gradient(_logits(image_embed, text_embed, 1.0))
+    weights = row_weights(example_mask, scores.shape[0])
+    own = jnp.arange(scores.shape[0])
+    drop_t = None if drop_negatives is None else drop_negatives.T
+    to_text = mask_columns(scores, example_mask, drop_negatives).argmax(axis=1) == own
+    to_image = mask_columns(scores.T, example_mask, drop_t).argmax(axis=1) == own
+    return jnp.sum(weights * (to_text.astype(jnp.float32) + to_image)) / 2
 
 
 def _logits(image_embed: Array, text_embed: Array, logit_scale: Array | float) -> jax.Array:

@@ -5,7 +5,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from medvlp_jax.errors import UserError
 from medvlp_jax.types import IGNORE_INDEX, Array
+
+
+def all_position_labels(
+    input_ids: Array, labels: Array, attention_mask: Array | None = None
+) -> jax.Array:
+    """Labels that ask for every token, not only the masked ones.
+
+    MRM's released code (arXiv 2301.13155) takes the cross entropy over all positions, padding included;
+    that of PMC-CLIP (2303.07240) over all that are not padding.
+
+    Args:
+        input_ids: [B,L] int, masked.
+        labels: [B,L] int, original id where masked, -100 elsewhere.
+        attention_mask: [B,L], 0 on padding, which then stays without a label; None = padding counts.
+    """
+    original = jnp.where(labels != IGNORE_INDEX, labels, input_ids)
+    if attention_mask is None:
+        return original
+    return jnp.where(jnp.asarray(attention_mask) != 0, original, IGNORE_INDEX)
 
 
 def masked_language(
@@ -38,7 +58,9 @@ def patchify(image: Array, patch_size: int) -> jax.Array:
     rows, height, width, channels = image.shape
     p = patch_size
     if height % p or width % p:
-        raise ValueError(f"image {height} x {width} does not divide into patches of {p}")
+        raise UserError(
+            f"images of {height} x {width} do not divide into patches of {p}; change data.image.size"
+        )
     grid = jnp.reshape(image, (rows, height // p, p, width // p, p, channels))
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(rows, -1, p * p * channels)
 
@@ -48,7 +70,7 @@ def unpatchify(patches: Array, patch_size: int, channels: int) -> jax.Array:
     rows, count, _ = patches.shape
     side, p = round(count**0.5), patch_size
     if side * side != count:
-        raise ValueError(f"{count} patches do not form a square")
+        raise UserError(f"{count} patches do not form a square image; unpatchify needs one")
     grid = jnp.reshape(patches, (rows, side, side, p, p, channels))
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(rows, side * p, side * p, channels)
 

@@ -73,11 +73,12 @@ def prototype_alignment(
         jnp.matmul(jnp.asarray(x, jnp.float32), table.T, precision=jax.lax.Precision.HIGHEST)
         for x in (image_embed, text_embed)
     )
-    settings = dict(epsilon=epsilon, iterations=iterations, example_mask=example_mask)
     weights = row_weights(example_mask, image.shape[0])
 
     def predict(code_from: jax.Array, predicted_from: jax.Array) -> jax.Array:
-        codes = sinkhorn(code_from, **settings)
+        codes = sinkhorn(
+            code_from, epsilon=epsilon, iterations=iterations, example_mask=example_mask
+        )
         log_probs = jax.nn.log_softmax(predicted_from / temperature, axis=1)
         return -jnp.sum(weights * jnp.sum(codes * log_probs, axis=1))
 

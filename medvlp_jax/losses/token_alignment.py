@@ -14,10 +14,12 @@ _OFF = -1e30
 
 
 def normalise(x: Array, eps: float = 1e-12) -> jax.Array:
-    """L2-normalises the last axis in float32; zero vectors stay zero."""
+    """L2-normalises the last axis in float32; zero vectors stay zero and get no gradient."""
     x = jnp.asarray(x, jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+    # Merged words leave zero vectors behind; dividing those by eps would give gradients of 1 / eps.
+    some = square > eps * eps
+    return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)
 
 
 def clipped_weights(attention: Array, low: float = 0.1, high: float = 0.9) -> jax.Array:

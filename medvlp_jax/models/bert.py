@@ -223,7 +223,7 @@ class Encoder(nn.Module):
 
     def _pool(self, tokens: Array, mask: Array) -> Array:
         if self.pooling == "pooler":
-            dense = nn.Dense(
+            dense = layers.Dense(
                 self.width, dtype=self.dtype, kernel_init=self._kernel_init(), name="pooler"
             )
             return jnp.tanh(dense(tokens[:, 0]))

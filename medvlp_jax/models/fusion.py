@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medvlp_jax.models.heads import TanhPooler
-from medvlp_jax.models.layers import Implementation, PostNormBlock, Remat, rematerialised
+from medvlp_jax.models.layers import Dense, Implementation, PostNormBlock, Remat, rematerialised
 from medvlp_jax.types import Array, Outputs
 
 
@@ -98,7 +98,7 @@ class CoAttention(nn.Module):
 
     def _enter(self, stream: str, tokens: Array) -> Array:
         init = nn.initializers.normal(0.02)
-        x = nn.Dense(self.width, dtype=self.dtype, name=f"{stream}_input")(tokens)
+        x = Dense(self.width, dtype=self.dtype, name=f"{stream}_input")(tokens)
         modality = self.param(f"{stream}_modality", init, (self.width,), jnp.float32)
         return x + modality.astype(self.dtype)
 

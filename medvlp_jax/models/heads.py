@@ -26,7 +26,7 @@ class LinearProjection(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Maps [..., D] to [..., features]; `train` changes nothing."""
         del train
-        return nn.Dense(self.features, use_bias=self.use_bias, dtype=self.dtype, name="fc")(x)
+        return layers.Dense(self.features, use_bias=self.use_bias, dtype=self.dtype, name="fc")(x)
 
 
 class MLPProjection(nn.Module):
@@ -44,9 +44,9 @@ class MLPProjection(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Maps [..., D] to [..., features]; `train` changes nothing."""
         del train
-        x = nn.Dense(self.hidden or x.shape[-1], dtype=self.dtype, name="fc1")(x)
+        x = layers.Dense(self.hidden or x.shape[-1], dtype=self.dtype, name="fc1")(x)
         x = layers.activation(self.activation)(x)
-        return nn.Dense(self.features, dtype=self.dtype, name="fc2")(x)
+        return layers.Dense(self.features, dtype=self.dtype, name="fc2")(x)
 
 
 class BatchNormProjection(nn.Module):
@@ -63,9 +63,9 @@ class BatchNormProjection(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Maps [..., D] to [..., features]; `train` uses and updates batch statistics."""
-        x = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
+        x = layers.Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name="norm1")(x, train=train))
-        x = nn.Dense(self.features, dtype=self.dtype, name="fc2")(x)
+        x = layers.Dense(self.features, dtype=self.dtype, name="fc2")(x)
         return layers.BatchNorm(affine=False, dtype=self.dtype, name="norm2")(x, train=train)
 
 
@@ -79,7 +79,7 @@ class TanhPooler(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """Maps tokens [B, T, D] to [B, features], features = D unless given."""
         width = self.features or tokens.shape[-1]
-        return jnp.tanh(nn.Dense(width, dtype=self.dtype, name="dense")(tokens[:, 0]))
+        return jnp.tanh(layers.Dense(width, dtype=self.dtype, name="dense")(tokens[:, 0]))
 
 
 class MlmHead(nn.Module):
@@ -96,10 +96,14 @@ class MlmHead(nn.Module):
     def __call__(self, tokens: Array, embedding: Array | None = None) -> Array:
         """Logits [..., V] of tokens [..., D], in the compute dtype; embedding [V, D] ties the decoder."""
         init = nn.initializers.normal(0.02)
-        x = nn.Dense(tokens.shape[-1], dtype=self.dtype, kernel_init=init, name="transform")(tokens)
+        x = layers.Dense(tokens.shape[-1], dtype=self.dtype, kernel_init=init, name="transform")(
+            tokens
+        )
         x = layers.LayerNorm(self.layer_norm_eps, self.dtype, name="norm")(layers.gelu(x))
         if embedding is None:
-            return nn.Dense(self.vocab_size, dtype=self.dtype, kernel_init=init, name="decoder")(x)
+            return layers.Dense(
+                self.vocab_size, dtype=self.dtype, kernel_init=init, name="decoder"
+            )(x)
         if embedding.shape != (self.vocab_size, tokens.shape[-1]):
             raise UserError(
                 f"tied decoder: the word embedding table is {embedding.shape}, but the head needs "
@@ -117,7 +121,9 @@ class ItmHead(nn.Module):
     @nn.compact
     def __call__(self, pooled: Array) -> Array:
         """Maps [B, D] to float32 logits [B, 2]."""
-        return nn.Dense(2, dtype=self.dtype, name="fc")(pooled).astype(jnp.float32)
+        init = nn.initializers.normal(0.02)  # as the MLM head: both classes start near 1/2
+        logits = layers.Dense(2, dtype=self.dtype, kernel_init=init, name="fc")(pooled)
+        return logits.astype(jnp.float32)
 
 
 class MaskedImageDecoder(nn.Module):
@@ -162,7 +168,7 @@ class MaskedImageDecoder(nn.Module):
             [B, N, P*P*C] in the compute dtype, each patch flattened as (row, column, C).
         """
         batch, count = restore_ids.shape
-        x = nn.Dense(self.width, dtype=self.dtype, name="embed")(tokens)
+        x = layers.Dense(self.width, dtype=self.dtype, name="embed")(tokens)
         first = int(self.class_token)
         missing = count - (x.shape[1] - first)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
@@ -185,7 +191,10 @@ class MaskedImageDecoder(nn.Module):
             )
             x, _ = block(x, None, train, False)
         x = layers.LayerNorm(self.layer_norm_eps, self.dtype, name="norm")(x[:, first:])
-        return nn.Dense(self.patch_size**2 * self.channels, dtype=self.dtype, name="pixels")(x)
+        # Small, as the MLM decoder: the first loss is then near 1, the variance of a normalised patch.
+        init = nn.initializers.normal(0.02)
+        size = self.patch_size**2 * self.channels
+        return layers.Dense(size, dtype=self.dtype, kernel_init=init, name="pixels")(x)
 
     def _grid(self, count: int) -> tuple[int, int]:
         side = round(count**0.5)

@@ -355,5 +355,5 @@ class Encoder(nn.Module):
         if self.pooling == "cls":
             return cls
         if self.pooling == "pooler":
-            return jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(cls))
+            return jnp.tanh(layers.Dense(self.width, dtype=self.dtype, name="pooler")(cls))
         raise UserError(f"pooling={self.pooling!r} is unknown; choose cls, mean or pooler")

@@ -76,7 +76,8 @@ class MaskText(Corruption):
     """BERT masking (arXiv 1810.04805): of the chosen tokens 80 % become [MASK], 10 % random, 10 % stay.
 
     Each row has exactly round(ratio * maskable) chosen units, at least one where there is any. Units are
-    word pieces, or whole words. Special and padding tokens (`word_ids == -1`) are never chosen.
+    word pieces, or whole words. Special and padding tokens (`word_ids == -1`) are never chosen, and a
+    random replacement is never one of `special_ids`.
     """
 
     vocab_size: int
@@ -85,6 +86,7 @@ class MaskText(Corruption):
     whole_word: bool = False
     mask_share: float = 0.8
     random_share: float = 0.1
+    special_ids: tuple[int, ...] = ()
     changes: ClassVar[frozenset[str]] = frozenset({"text"})
 
     def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
@@ -93,7 +95,7 @@ class MaskText(Corruption):
         choose, kind, replace = jax.random.split(rng, 3)
         chosen = self._choose(words, choose)
         roll = jax.random.uniform(kind, ids.shape)
-        random_ids = jax.random.randint(replace, ids.shape, 0, self.vocab_size, ids.dtype)
+        random_ids = self._ordinary(replace, ids.shape)
         masked = jnp.where(roll < self.mask_share, self.mask_id, ids)
         is_random = (roll >= self.mask_share) & (roll < self.mask_share + self.random_share)
         masked = jnp.where(is_random, random_ids, masked)
@@ -103,37 +105,45 @@ class MaskText(Corruption):
             "mlm_labels": jnp.where(chosen, ids, IGNORE_INDEX).astype(jnp.int32),
         }
 
+    def _ordinary(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Random ids of the vocabulary, uniform over those that are not special."""
+        special = sorted(set(self.special_ids))
+        ids = jax.random.randint(rng, shape, 0, self.vocab_size - len(special))
+        for skipped in special:  # in rising order: each one moves the ids from it on up by one
+            ids = ids + (ids >= skipped)
+        return ids
+
     def _choose(self, words: Array, rng: jax.Array) -> jax.Array:
         """[B,L] True at the pieces to predict."""
         length = words.shape[1]
         maskable = words >= 0
         noise = jax.random.uniform(rng, words.shape)
         if not self.whole_word:
-            return _smallest(noise, maskable, self.ratio)
+            return _smallest(noise, maskable, self.ratio, at_least=1)
         present = jnp.any(words[:, None, :] == jnp.arange(length)[None, :, None], axis=-1)
-        chosen_words = _smallest(noise, present, self.ratio)
+        chosen_words = _smallest(noise, present, self.ratio, at_least=1)
         picked = jnp.take_along_axis(chosen_words, jnp.maximum(words, 0), axis=1)
         return picked & maskable
 
 
-def _smallest(noise: Array, allowed: Array, ratio: float) -> jax.Array:
-    """[B,L] True at the round(ratio * n) allowed entries with the smallest noise, at least one."""
+def _smallest(noise: Array, allowed: Array, ratio: float, at_least: int = 0) -> jax.Array:
+    """[B,L] True at the round(ratio * n) (or `at_least`) allowed entries with the smallest noise."""
     count = allowed.sum(1, keepdims=True)
-    number = jnp.maximum(jnp.round(ratio * count), jnp.minimum(count, 1)).astype(jnp.int32)
+    number = jnp.maximum(jnp.round(ratio * count), jnp.minimum(count, at_least)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(jnp.where(allowed, noise, jnp.inf), axis=1), axis=1)
     return (rank < number) & allowed
 
 
 # Keys that belong to the image and travel with it when images are exchanged.
-_IMAGE_KEYS = ("image", "label", "label_mask")
+_IMAGE_KEYS = ("image", "label", "label_mask", "subject_id", "study_id")
 
 
 @dataclasses.dataclass(frozen=True)
 class MismatchPairs(Corruption):
-    """Gives half of the real rows the image of a row with another text (image-text matching).
+    """Gives round(share * real rows) of the real rows the image of another row (image-text matching).
 
-    A row whose text is the only one in the batch keeps its image and stays a positive, so a pair of equal
-    texts never counts as a mismatch.
+    The other row must have another text and be of another study (two sentences of one report both fit
+    its images). A chosen row for which the batch has no such row keeps its image and stays a positive.
     """
 
     share: float = 0.5
@@ -146,6 +156,8 @@ class MismatchPairs(Corruption):
         which, order = jax.random.split(rng)
         swap = _smallest(jax.random.uniform(which, (1, rows)), real[None], self.share)[0]
         other = (text_id[:, None] != text_id[None, :]) & real[None, :]
+        if "study_id" in batch:
+            other &= batch["study_id"][:, None] != batch["study_id"][None, :]
         noise = jax.random.uniform(order, (rows, rows))
         partner = jnp.argmin(jnp.where(other, noise, jnp.inf), axis=1)
         swap = swap & other.any(axis=1)

@@ -33,7 +33,7 @@ class InfoNce(Objective):
 
     @nn.compact
     def __call__(self, passes: tuple[Pass, ...], *, train: bool) -> tuple[Array, Metrics]:
-        """See the base class; metrics: logit_scale."""
+        """See the base class; metrics: logit_scale, accuracy (retrieval within the batch)."""
         del train
         (clean,) = passes
         if self.duplicates not in ("ignore", "mask"):
@@ -46,12 +46,10 @@ class InfoNce(Objective):
         drop = None
         if self.duplicates == "mask":
             drop = loss_lib.duplicate_negatives(clean.batch["text_id"])
+        image, text = clean.outputs["image_embed"], clean.outputs["text_embed"]
+        masks = dict(example_mask=clean.batch.get("example_mask"), drop_negatives=drop)
         loss = loss_lib.info_nce(
-            clean.outputs["image_embed"],
-            clean.outputs["text_embed"],
-            scale,
-            image_to_text_weight=self.image_to_text_weight,
-            example_mask=clean.batch.get("example_mask"),
-            drop_negatives=drop,
+            image, text, scale, image_to_text_weight=self.image_to_text_weight, **masks
         )
-        return loss, {"logit_scale": scale}
+        accuracy = loss_lib.retrieval_accuracy(image, text, **masks)
+        return loss, {"logit_scale": scale, "accuracy": accuracy}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from medvlp_jax.errors import UserError
 from medvlp_jax.losses.masked import masked_language
 from medvlp_jax.models.heads import MlmHead
 from medvlp_jax.objectives.base import Objective, Pass
@@ -16,7 +19,7 @@ class Mlm(Objective):
     """BERT's masked prediction (arXiv 1810.04805) on the fused text stream (M3AE, 2209.07098).
 
     Fields:
-        vocab_size, mask_id: of the tokenizer (filled in by the builder).
+        vocab_size, mask_id, special_ids: of the tokenizer (filled in by the builder).
         ratio: share of the units that is predicted.
         whole_word: mask all pieces of a word together.
         mask_share, random_share: 80 % [MASK], 10 % random, the rest unchanged.
@@ -24,16 +27,26 @@ class Mlm(Objective):
     """
 
     vocab_size: int = 0
-    mask_id: int = 0
+    mask_id: int | None = None
+    special_ids: tuple[int, ...] = ()
     ratio: float = 0.15
     whole_word: bool = True
     mask_share: float = 0.8
     random_share: float = 0.1
     layer_norm_eps: float = 1e-12
-    dtype: jnp.dtype = jnp.dtype("float32")
+    dtype: Any = jnp.float32
 
     def corruptions(self) -> tuple[Corruption, ...]:
-        """Masked text, image untouched."""
+        """Masked text, image untouched.
+
+        Raises:
+            UserError: the tokenizer has no mask token.
+        """
+        if self.mask_id is None or self.vocab_size < 1:
+            raise UserError(
+                "objective mlm needs a tokenizer with a mask token: choose another data.text.tokenizer, or "
+                "set vocab_size and mask_id of the objective"
+            )
         return (
             MaskText(
                 vocab_size=self.vocab_size,
@@ -42,6 +55,7 @@ class Mlm(Objective):
                 whole_word=self.whole_word,
                 mask_share=self.mask_share,
                 random_share=self.random_share,
+                special_ids=self.special_ids,
             ),
         )
 

@@ -7,6 +7,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from medvlp_jax.errors import UserError
 from medvlp_jax.losses.soft_contrast import label_similarity, soft_contrast
 from medvlp_jax.objectives.base import Objective, Pass
 from medvlp_jax.types import Array, Metrics
@@ -17,13 +18,13 @@ class SemanticMatching(Objective):
 
     Fields:
         temperature: initial temperature of the learnable scale.
-        max_log_scale: upper clamp of the log scale (the code clamps to [0, 4.6052]).
+        max_scale: upper clamp of the scale; the lower one is 1 (the code clamps its log to [0, 4.6052]).
         variant: "paper" takes the cosine of the label vectors as similarity, "released" their plain
             product, whose softmax is close to one-hot for images with many findings.
     """
 
     temperature: float = 0.07
-    max_log_scale: float = 4.6052
+    max_scale: float = 100.0
     variant: str = "paper"
 
     @nn.compact
@@ -31,10 +32,17 @@ class SemanticMatching(Objective):
         """See the base class; reads label, text_label and their masks; metrics: logit_scale."""
         del train
         (clean,) = passes
+        if self.variant not in ("paper", "released"):
+            raise UserError(f"semantic_matching variant={self.variant!r}: choose paper or released")
+        if clean.batch["label"].shape[-1] == 0:
+            raise UserError(
+                "objective semantic_matching compares labels, but the dataset has none: choose a "
+                "labelled dataset or another objective (e.g. info_nce)"
+            )
         log_scale = self.param(
             "log_logit_scale", nn.initializers.constant(-math.log(self.temperature)), ()
         )
-        scale = jnp.exp(jnp.clip(log_scale, 0.0, self.max_log_scale))
+        scale = jnp.exp(jnp.clip(log_scale, 0.0, math.log(self.max_scale)))
         batch = clean.batch
         targets = label_similarity(
             batch["label"] * batch["label_mask"],

@@ -31,6 +31,8 @@ class TokenAlignment(Objective):
         del train
         (clean,) = passes
         outputs, batch = clean.outputs, clean.batch
+        if self.variant not in ("paper", "released"):
+            raise UserError(f"token_alignment variant={self.variant!r}: choose paper or released")
         for key in ("image_token_embed", "text_token_embed", "text_attention"):
             if key not in outputs:
                 raise UserError(

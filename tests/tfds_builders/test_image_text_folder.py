@@ -151,7 +151,7 @@ def test_a_path_cannot_leave_the_folder(tmp_path) -> None:
         build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
 
 
-def test_killed_build_starts_again_cleanly(tmp_path) -> None:
+def test_killed_build_starts_again_cleanly(tmp_path, root) -> None:
     folder = write_folder(tmp_path / "src", some_rows(20))
     code = (
         "import os, medvlp_jax.data.build as b, tfds_builders.image_text_folder.image_text_folder as f\n"
@@ -164,7 +164,7 @@ def test_killed_build_starts_again_cleanly(tmp_path) -> None:
         "f.decode_image = die\n"
         f"b.build_dataset('image_text_folder', {str(tmp_path)!r}, manual_dir={str(folder)!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=root)
     assert done.returncode == 9
     assert list((tmp_path / "image_text_folder" / "src").glob("incomplete*"))
     build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
@@ -238,3 +238,119 @@ def test_check_finds_leaks(tmp_path) -> None:
     assert report.problems == ("1 images occur in both test and train",)
     assert any("texts occur in more than one split" in note for note in report.notes)
     assert "PROBLEM" in str(report)
+
+
+def test_one_column_per_label(tmp_path) -> None:
+    rows = [
+        {"image": "0.png", "text": "a", "Edema": "1.0", "Pleural Effusion": "", "Age": "063Y"},
+        {"image": "1.png", "text": "b", "Edema": "-1", "Pleural Effusion": "0", "Age": "x"},
+        {"image": "2.png", "text": "c", "Edema": "", "Pleural Effusion": "", "Age": "7"},
+    ]
+    folder = write_folder(tmp_path / "src", rows, table="metadata.csv")
+    build.build_dataset(
+        "image_text_folder", tmp_path, manual_dir=folder, options={"fractions": "1,0,0"}
+    )
+    source = pipeline.open_source("image_text_folder", "train", tmp_path)
+    assert source.label_names == ("Edema", "Pleural Effusion")
+    found = {e["image_id"]: (e["label"].tolist(), float(e["age"])) for e in source}
+    assert found["0.png"] == ([1, -2], 63.0)
+    assert found["1.png"][0] == [-1, 0]
+    assert np.isnan(found["1.png"][1])
+    assert found["2.png"] == ([-2, -2], 7.0)
+    (folder / "metadata.csv").write_text("image,text,Edema,Cardiomegaly\n0.png,a,maybe,1\n")
+    with pytest.raises(UserError, match="line 2: label 'Edema' is 'maybe'"):
+        read_table(folder / "metadata.csv")
+
+
+def test_column_of_objects_is_labels_not_text(tmp_path) -> None:
+    file = tmp_path / "t.jsonl"
+    row = {"image": "a", "text": "b", "findings": {"Effusion": True, "A-lines": None, "Ok": False}}
+    file.write_text(json.dumps(row) + "\n")
+    table = read_table(file)
+    assert table.columns["label"] == "findings"
+    assert table.rows[0].findings == ""
+    assert table.rows[0].labels == {"Effusion": 1, "Ok": 0}
+    assert builder.label_vector(table.rows[0], ("Effusion", "A-lines", "Ok")).tolist() == [1, -2, 0]
+
+
+def test_unicode_line_separator_inside_a_text(tmp_path) -> None:
+    text = "one\u2028two\x85three"
+    file = tmp_path / "t.jsonl"
+    file.write_text(json.dumps({"image": "a", "text": text}, ensure_ascii=False) + "\n", "utf-8")
+    assert read_table(file).rows[0].text == text
+    file = tmp_path / "t.csv"
+    file.write_text('image,text\na.png,"one\ntwo\u2028three"\n', "utf-8")
+    assert read_table(file).rows[0].text == "one\ntwo\u2028three"
+
+
+def test_columns_can_be_named_and_left_out(tmp_path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("image,memo,fold\na.png,hello,3\n")
+    with pytest.raises(UserError, match="no text column"):
+        read_table(file)
+    with pytest.raises(UserError, match=r"split '3' is unknown.*split_column="):
+        read_table(file, {"text": "memo"})
+    assert read_table(file, {"text": "memo", "split": ""}).rows[0].text == "hello"
+    with pytest.raises(UserError, match="did you mean 'memo'"):
+        read_table(file, {"text": "meno"})
+
+
+def test_same_name_but_other_data_is_not_taken_for_built(tmp_path, capsys) -> None:
+    folder = write_folder(tmp_path / "src", some_rows(10))
+    path = build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+    capsys.readouterr()
+    assert build.build_dataset("image_text_folder", tmp_path, manual_dir=folder) == path
+    assert "already built" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"size \(was 256, now 64\)"):
+        build.build_dataset(
+            "image_text_folder", tmp_path, manual_dir=folder, options={"size": "64"}
+        )
+    other = write_folder(tmp_path / "elsewhere" / "src", some_rows(12))
+    with pytest.raises(UserError, match="another folder of this name"):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=other)
+    build.build_dataset("image_text_folder", tmp_path, manual_dir=other, options={"name": "two"})
+    with pytest.raises(UserError, match="image_text_folder/src, image_text_folder/two"):
+        pipeline.open_source("image_text_folder", "train", tmp_path)
+
+
+def test_two_builds_at_once_do_not_destroy_each_other(tmp_path) -> None:
+    folder = write_folder(tmp_path / "src", some_rows(4))
+    half_built = tmp_path / "image_text_folder" / "src" / "incomplete.ABC_1.0.0"
+    half_built.mkdir(parents=True)
+    with (
+        build._only_build_of(half_built.parent / "1.0.0"),
+        pytest.raises(UserError, match="another process is building"),
+    ):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)
+    assert half_built.is_dir()
+
+
+def test_special_files_and_links_are_rejected(tmp_path) -> None:
+    rows = some_rows(10)
+    folder = write_folder(tmp_path / "src", rows)
+    cv2.imwrite(str(tmp_path / "outside.png"), np.zeros((40, 40), np.uint8))
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    rows += [
+        {"image": name, "text": "x", "patient_id": "z"} for name in ("link.png", "im", "a\0b.png")
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    build.build_dataset(
+        "image_text_folder", tmp_path, manual_dir=folder, options={"max_rejected": "0.5"}
+    )
+    listed = (tmp_path / "image_text_folder" / "src" / "rejected.jsonl").read_text().splitlines()
+    reasons = {json.loads(line)["image"]: json.loads(line)["reason"] for line in listed}
+    assert "out of the folder" in reasons["link.png"]
+    assert reasons["im"] == "is not a file"
+    assert "cannot be read" in reasons["a\0b.png"]
+
+
+def test_every_real_folder_builds(data_dir, tmp_path) -> None:
+    for name in ("lus_pocus", "roco_test"):
+        build.build_dataset(
+            "image_text_folder", tmp_path, manual_dir=data_dir / name, options={"size": "64"}
+        )
+        source = pipeline.open_source(f"image_text_folder/{name}", "train", tmp_path)
+        assert all(example["text"] and example["image"] for example in source)
+    # Its table has no texts: the message says which columns there are.
+    with pytest.raises(UserError, match=r"no text column \(it has image, organ"):
+        build.build_dataset("image_text_folder", tmp_path, manual_dir=data_dir / "vqa_rad")

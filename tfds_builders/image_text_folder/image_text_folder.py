@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
@@ -41,7 +43,9 @@ class FolderConfig(tfds.core.BuilderConfig):
         max_rejected: share of undecodable images over which the build stops.
         min_label_count: rows a label must have to become a class.
         max_labels: most classes.
+        label_columns: columns that hold one label each, separated by commas; "" looks for them.
         patient_in_two_splits: "refuse", or "first" puts all rows of the patient in the split of the first.
+        workers: threads that decode images; 0 = one per core.
         columns: field -> column name, where names are not detected.
     """
 
@@ -53,6 +57,8 @@ class FolderConfig(tfds.core.BuilderConfig):
     max_rejected: float = 0.01
     min_label_count: int = 5
     max_labels: int = 64
+    label_columns: str = ""
+    workers: int = 0
     patient_in_two_splits: str = "refuse"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -62,12 +68,14 @@ def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> Fold
 
     Args:
         folder: the user's folder.
-        options: texts from the command line; `FIELD_column=NAME` names a column.
+        options: texts from the command line; `FIELD_column=NAME` names a column, `name=NAME` the config
+            (default: the folder's name).
 
     Raises:
         UserError: unknown option or a value that does not parse.
     """
     path = pathlib.Path(folder).expanduser().resolve()
+    options = dict(options)
     name = re.sub(r"[^A-Za-z0-9_]+", "_", options.pop("name", path.name)).strip("_") or "folder"
     config = FolderConfig(
         name=name, folder=str(path), description=f"Images and texts of {path.name}"
@@ -79,9 +87,13 @@ def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> Fold
             continue
         if key not in known:
             raise UserError(
-                f"option {key!r} is unknown; there are {', '.join(sorted(known))}, FIELD_column"
+                f"option {key!r} is unknown; there are {', '.join(sorted(known))}, FIELD_column, name"
             )
         setattr(config, key, _parse(key, text, getattr(config, key)))
+    if config.patient_in_two_splits not in ("refuse", "first"):
+        raise UserError(
+            f"option patient_in_two_splits={config.patient_in_two_splits!r}: expected refuse or first"
+        )
     return config
 
 
@@ -146,11 +158,16 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         settings = self._settings
         folder = pathlib.Path(settings.folder)
-        table = read_table(find_table(folder, settings.table), settings.columns)
+        table = _read(settings)
         rows = tuple(row for row in table.rows if row.text)
         if not rows:
             raise UserError(f"{table.file}: all {len(table.rows)} rows have a blank text")
-        names = label_names(rows, minimum=settings.min_label_count, most=settings.max_labels)
+        names = label_names(
+            rows,
+            table.label_columns,
+            minimum=settings.min_label_count,
+            most=settings.max_labels,
+        )
         assigned = assign_splits(table, rows, settings)
         self._rejected = RejectedFiles(
             pathlib.Path(self.data_path), allowed=int(settings.max_rejected * len(rows))
@@ -167,11 +184,8 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
             "rows_without_patient": sum(not row.subject_id for row in rows),
             "split_hash": split_hash(rows, assigned),
             "columns": table.columns,
-            "options": {
-                key: value
-                for key, value in dataclasses.asdict(settings).items()
-                if key not in tfds_fields()
-            },
+            "table_hash": _table_hash(settings),
+            "options": _recorded_options(settings),
         }
         assert self.info.metadata is not None
         self.info.metadata.update(metadata)
@@ -186,9 +200,9 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, folder: pathlib.Path, rows: list[Row], names: tuple[str, ...]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for row in rows:
+        for row, image in self._read_images(folder, rows):
             try:
-                stored = self._read_image(folder, row)
+                stored = image.result()
             except ImageError as error:
                 self._rejected.add(row, str(error))
                 assert self.info.metadata is not None
@@ -201,7 +215,7 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
                     "text": row.text,
                     "findings": row.findings,
                     "impression": row.impression,
-                    "label": _label_vector(row, names),
+                    "label": label_vector(row, names),
                     "subject_id": _patient(row),
                     "study_id": row.study_id,
                     "image_id": row.image,
@@ -211,18 +225,73 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
                 },
             )
 
-    def _read_image(self, folder: pathlib.Path, row: Row) -> bytes:
-        path = (folder / row.image).resolve()
-        if not path.is_relative_to(folder):
-            raise ImageError("path leads out of the folder")
+    def _read_images(
+        self, folder: pathlib.Path, rows: list[Row]
+    ) -> Iterator[tuple[Row, concurrent.futures.Future[bytes]]]:
+        """Decodes ahead in threads, a few images at a time, and hands them out in order."""
+        workers = self._settings.workers or os.cpu_count() or 1
+        pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        waiting: collections.deque[tuple[Row, concurrent.futures.Future[bytes]]] = (
+            collections.deque()
+        )
         try:
+            for row in rows:
+                waiting.append((row, pool.submit(self._read_image, folder, row)))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read_image(self, folder: pathlib.Path, row: Row) -> bytes:
+        try:
+            path = (folder / row.image).resolve()
+            if not path.is_relative_to(folder):
+                raise ImageError("path leads out of the folder; copy the file into it")
+            if path.exists() and not path.is_file():
+                raise ImageError("is not a file")
             data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise ImageError(f"cannot be read: {reason}") from error
         image = resize_for_storage(decode_image(data), self._settings.size)
         if self._settings.quality:
             return encode_for_storage(image, "jpeg", self._settings.quality)
         return encode_for_storage(image, "png")
+
+    def difference_to_built(self) -> str | None:
+        """What differs between this build and the one that is already on the disk; None = nothing.
+
+        Two folders of one name, an edited table or another option must not silently give the old data.
+        """
+        built = self.info.metadata or {}
+        if built.get("table_hash") != _table_hash(self._settings):
+            return "its table has changed, or it was built from another folder of this name"
+        now = json.loads(json.dumps(_recorded_options(self._settings)))
+        old = built.get("options", {})
+        changed = [
+            f"{k} (was {old.get(k)!r}, now {v!r})" for k, v in now.items() if old.get(k) != v
+        ]
+        return f"options differ: {', '.join(changed)}" if changed else None
+
+
+def _read(settings: FolderConfig) -> Table:
+    singles = tuple(c.strip() for c in settings.label_columns.split(",") if c.strip())
+    file = find_table(pathlib.Path(settings.folder), settings.table)
+    return read_table(file, settings.columns, singles)
+
+
+def _table_hash(settings: FolderConfig) -> str:
+    """SHA-256 of the table file."""
+    file = find_table(pathlib.Path(settings.folder), settings.table)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _recorded_options(settings: FolderConfig) -> dict[str, Any]:
+    """The options that change what is stored."""
+    left_out = (tfds_fields() | {"workers", "max_rejected"}) - {"columns"}
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in left_out}
 
 
 class RejectedFiles:
@@ -258,11 +327,11 @@ def _patient(row: Row) -> str:
     return row.subject_id or f"image:{row.image}"
 
 
-def _label_vector(row: Row, names: tuple[str, ...]) -> np.ndarray:
-    """1 present, 0 absent, -2 when the row is not labelled at all."""
+def label_vector(row: Row, names: tuple[str, ...]) -> np.ndarray:
+    """int8 [K]: 1 present, 0 absent, -1 uncertain, -2 unknown."""
     if row.labels is None:
         return np.full(len(names), -2, np.int8)
-    return np.asarray([name in row.labels for name in names], np.int8)
+    return np.asarray([row.labels.get(name, row.unnamed) for name in names], np.int8)
 
 
 def assign_splits(table: Table, rows: tuple[Row, ...], settings: FolderConfig) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import io
 import json
 import math
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medvlp_jax.errors import UserError
@@ -41,6 +42,21 @@ _SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _MISSING_LABELS = {"", "todo", "unknown", "n/a", "na", "none", "nan", "null", "-"}
+_LABEL_VALUES = {
+    "1": 1, "1.0": 1, "true": 1, "yes": 1, "positive": 1, "present": 1,
+    "0": 0, "0.0": 0, "false": 0, "no": 0, "negative": 0, "absent": 0,
+    "-1": -1, "-1.0": -1, "uncertain": -1,
+}  # fmt: skip
+
+# Columns of CheXpert, MIMIC-CXR and VinDr tables that hold one finding each.
+FINDING_COLUMNS = frozenset(
+    {
+        "no finding", "enlarged cardiomediastinum", "cardiomegaly", "lung opacity", "lung lesion",
+        "edema", "consolidation", "pneumonia", "atelectasis", "pneumothorax", "pleural effusion",
+        "pleural other", "fracture", "support devices", "nodule", "mass", "infiltration", "emphysema",
+        "fibrosis", "pleural thickening", "hernia", "effusion",
+    }
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +68,9 @@ class Row:
         image: path relative to the folder.
         text, findings, impression: texts, "" where there is none.
         subject_id, study_id: "" where unknown.
-        labels: names of the labels that are present; None = not labelled.
+        labels: label name -> 1 present, 0 absent, -1 uncertain; None = not labelled.
+        unnamed: value of the labels that `labels` leaves out: 0 where a cell lists what is present, -2
+            (unknown) where each label has a column of its own.
         split: train, validation, test or "" where the table has none.
         view_position, sex, age: "" or NaN where unknown.
     """
@@ -64,7 +82,8 @@ class Row:
     impression: str = ""
     subject_id: str = ""
     study_id: str = ""
-    labels: tuple[str, ...] | None = None
+    labels: Mapping[str, int] | None = None
+    unnamed: int = 0
     split: str = ""
     view_position: str = ""
     sex: str = ""
@@ -78,11 +97,13 @@ class Table:
     Attributes:
         file: the table.
         columns: field -> column it was read from.
+        label_columns: columns that hold one label each; empty when one column names the labels.
         rows: all rows, also those without a text.
     """
 
     file: pathlib.Path
     columns: dict[str, str]
+    label_columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
@@ -117,28 +138,38 @@ def find_table(folder: pathlib.Path, name: str = "") -> pathlib.Path:
     return found[0]
 
 
-def read_table(file: pathlib.Path, columns: Mapping[str, str] | None = None) -> Table:
+def read_table(
+    file: pathlib.Path,
+    columns: Mapping[str, str] | None = None,
+    label_columns: Sequence[str] = (),
+) -> Table:
     """Reads a table and finds its columns.
 
     Args:
         file: .csv, .tsv or .jsonl, UTF-8.
-        columns: field -> column name, where the names are not among `ALIASES`.
+        columns: field -> column name, where the names are not among `ALIASES`; "" leaves a field out.
+        label_columns: columns that hold one label each (1, 0, -1 = uncertain, blank = unknown); when
+            empty, the columns named like findings of CheXpert are taken, if there are several.
 
     Raises:
-        UserError: unreadable line, missing image or text column, unknown column named.
+        UserError: unreadable line, missing image or text column, unknown column named, wrong value.
     """
     records = _read_jsonl(file) if file.suffix.lower() == ".jsonl" else _read_csv(file)
     if not records:
         raise UserError(f"{file} has no rows")
     names = list(dict.fromkeys(key for _, record in records for key in record))
-    chosen = _choose_columns(file, names, dict(columns or {}))
-    rows = tuple(_row(file, number, record, chosen) for number, record in records)
-    return Table(file=file, columns=chosen, rows=rows)
+    # A column of objects ({"Effusion": true, ...}) holds labels, whatever its name.
+    objects = [n for n in names if any(isinstance(r.get(n), dict) for _, r in records)]
+    chosen = _choose_columns(file, names, objects, dict(columns or {}))
+    singles = _choose_label_columns(file, names, chosen, label_columns)
+    rows = tuple(_row(file, number, record, chosen, singles) for number, record in records)
+    return Table(file=file, columns=chosen, label_columns=singles, rows=rows)
 
 
 def _read_jsonl(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
     records = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    # Not splitlines(): it also cuts at the line separators that Unicode allows inside a JSON text.
+    for number, line in enumerate(_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -155,15 +186,12 @@ def _read_jsonl(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _read_csv(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
     text = _text(file)
-    tab = file.suffix.lower() == ".tsv"
-    delimiter = (
-        "\t"
-        if tab
-        else ";"
-        if text.split("\n", 1)[0].count(";") > text.split("\n", 1)[0].count(",")
-        else ","
-    )
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    header = text.split("\n", 1)[0]
+    if file.suffix.lower() == ".tsv":
+        delimiter = "\t"
+    else:
+        delimiter = ";" if header.count(";") > header.count(",") else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records = []
     try:
         for record in reader:
@@ -187,24 +215,32 @@ def _text(file: pathlib.Path) -> str:
         ) from None
 
 
-def _choose_columns(file: pathlib.Path, names: list[str], given: dict[str, str]) -> dict[str, str]:
+def _choose_columns(
+    file: pathlib.Path, names: list[str], objects: list[str], given: dict[str, str]
+) -> dict[str, str]:
     """Field -> column name."""
-    lower = {re.sub(r"[^a-z0-9]+", "_", n.strip().lower()).strip("_"): n for n in reversed(names)}
+    lower = {_key(n): n for n in reversed(names)}
     chosen: dict[str, str] = {}
     for field, column in given.items():
-        if field not in ALIASES or column not in names:
-            near = difflib.get_close_matches(column, names, n=3)
+        if field not in ALIASES:
+            raise UserError(
+                f"option {field}_column is unknown; fields are {', '.join(sorted(ALIASES))}"
+            )
+        if column and column not in names:
+            near = difflib.get_close_matches(column, names, n=1)
             raise UserError(
                 f"option {field}_column={column!r}: {file.name} has the columns {', '.join(names)}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
         chosen[field] = column
     for field, aliases in ALIASES.items():
-        hit = next(
-            (lower[a] for a in aliases if a in lower and lower[a] not in chosen.values()), None
-        )
+        hits = (lower[a] for a in aliases if a in lower and lower[a] not in objects)
+        hit = next((name for name in hits if name not in chosen.values()), None)
         if field not in chosen and hit is not None:
             chosen[field] = hit
+    if objects and "label" not in chosen:
+        chosen["label"] = objects[0]
+    chosen = {field: column for field, column in chosen.items() if column}
     if "image" not in chosen:
         raise UserError(
             f"{file} has no image column (it has {', '.join(names)}); name it 'image' or give "
@@ -218,11 +254,39 @@ def _choose_columns(file: pathlib.Path, names: list[str], given: dict[str, str])
     return chosen
 
 
+def _key(column: str) -> str:
+    """Column name in the form of `ALIASES`."""
+    return re.sub(r"[^a-z0-9]+", "_", column.strip().lower()).strip("_")
+
+
+def _choose_label_columns(
+    file: pathlib.Path, names: list[str], chosen: Mapping[str, str], given: Sequence[str]
+) -> tuple[str, ...]:
+    """Columns that hold one label each."""
+    missing = [name for name in given if name not in names]
+    if missing:
+        raise UserError(
+            f"option label_columns: {file.name} has no column {missing[0]!r} (it has "
+            f"{', '.join(names)})"
+        )
+    if given or "label" in chosen:
+        return tuple(given)
+    free = [n for n in names if n not in chosen.values()]
+    found = tuple(n for n in free if _key(n).replace("_", " ") in FINDING_COLUMNS)
+    return found if len(found) > 1 else ()
+
+
 def _row(
-    file: pathlib.Path, number: int, record: Mapping[str, Any], columns: Mapping[str, str]
+    file: pathlib.Path,
+    number: int,
+    record: Mapping[str, Any],
+    columns: Mapping[str, str],
+    label_columns: Sequence[str],
 ) -> Row:
     def value(field: str) -> str:
         raw = record.get(columns.get(field, ""), "")
+        if isinstance(raw, list):
+            raw = " ".join(str(part) for part in raw)
         return "" if raw is None else str(raw).strip()
 
     image = value("image")
@@ -231,7 +295,8 @@ def _row(
     split = value("split").lower()
     if split and split not in _SPLIT_NAMES:
         raise UserError(
-            f"{file} line {number}: split {split!r} is unknown; use train, validation or test"
+            f"{file} line {number}: split {split!r} is unknown; use train, validation or test, or leave "
+            "the column out with --option split_column="
         )
     findings, impression = value("findings"), value("impression")
     text = value("text") or "\n".join(
@@ -239,10 +304,13 @@ def _row(
         for name, part in (("FINDINGS", findings), ("IMPRESSION", impression))
         if part
     )
-    try:
-        age = float(value("age")) if value("age") else math.nan
-    except ValueError:
-        age = math.nan
+    if label_columns:
+        labels = _single_labels(file, number, {c: record.get(c) for c in label_columns})
+    else:
+        cell = record.get(columns.get("label", ""))
+        labels = (
+            _single_labels(file, number, cell) if isinstance(cell, dict) else _listed_labels(cell)
+        )
     return Row(
         number=number,
         image=image,
@@ -251,25 +319,58 @@ def _row(
         impression=impression,
         subject_id=value("subject_id"),
         study_id=value("study_id"),
-        labels=_labels(record.get(columns["label"])) if "label" in columns else None,
+        labels=labels,
+        unnamed=-2
+        if label_columns or isinstance(record.get(columns.get("label", "")), dict)
+        else 0,
         split=_SPLIT_NAMES.get(split, ""),
         view_position=value("view_position"),
         sex=value("sex"),
-        age=age,
+        age=_number(value("age")),
     )
 
 
-def _labels(raw: Any) -> tuple[str, ...] | None:
-    """Label names of one cell: a list, or text separated by / , ; |. None = not labelled."""
+def _number(text: str) -> float:
+    """The leading number of a cell ("063Y" of DICOM is 63), NaN without one."""
+    match = re.match(r"\d+(?:\.\d+)?", text)
+    return float(match.group()) if match else math.nan
+
+
+def _listed_labels(raw: Any) -> dict[str, int] | None:
+    """Labels of a cell that names them: a list, or text separated by / , ; |. None = not labelled."""
     parts = raw if isinstance(raw, list) else re.split(r"[/,;|]", "" if raw is None else str(raw))
-    named = tuple(dict.fromkeys(str(p).strip() for p in parts))
-    known = tuple(n for n in named if n.lower() not in _MISSING_LABELS)
-    return known or None
+    named = [str(part).strip() for part in parts]
+    return {name: 1 for name in named if name.lower() not in _MISSING_LABELS} or None
 
 
-def label_names(rows: tuple[Row, ...], *, minimum: int, most: int) -> tuple[str, ...]:
-    """Labels that at least `minimum` rows have, the most frequent first, at most `most`."""
-    counts = Counter(name for row in rows for name in row.labels or ())
+def _single_labels(
+    file: pathlib.Path, number: int, cells: Mapping[str, Any]
+) -> dict[str, int] | None:
+    """Labels with a cell of their own each; blank ones are unknown and left out."""
+    labels = {}
+    for name, raw in cells.items():
+        text = "" if raw is None else str(raw).strip().lower()
+        if text in _MISSING_LABELS:
+            continue
+        if text not in _LABEL_VALUES:
+            raise UserError(
+                f"{file} line {number}: label {name!r} is {raw!r}; expected 1, 0, -1 (uncertain) or "
+                "blank (unknown)"
+            )
+        labels[name] = _LABEL_VALUES[text]
+    return labels or None
+
+
+def label_names(
+    rows: tuple[Row, ...], label_columns: Sequence[str] = (), *, minimum: int, most: int
+) -> tuple[str, ...]:
+    """The classes: label columns in their order, else the labels that at least `minimum` rows have,
+    the most frequent first, at most `most`."""
+    if label_columns:
+        return tuple(label_columns)
+    counts = Counter(
+        name for row in rows for name, value in (row.labels or {}).items() if value == 1
+    )
     frequent = [
         n for n, c in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if c >= minimum
     ]

@@ -35,9 +35,9 @@ def sample_exposure(rng: np.random.Generator, *, view: str) -> Exposure:
         "" if rng.random() < 0.15 else ("L" if view == "LATERAL" else str(rng.choice(["R", "L"])))
     )
     return Exposure(
-        rotation=float(np.clip(1.6 * rng.standard_normal(), -5.0, 5.0)),
-        zoom=float(1.0 + 0.025 * rng.standard_normal()),
-        shift=(0.02 * float(rng.standard_normal()), 0.025 * float(rng.standard_normal())),
+        rotation=float(np.clip(1.3 * rng.standard_normal(), -4.0, 4.0)),
+        zoom=float(1.0 + 0.02 * rng.standard_normal()),
+        shift=(0.016 * float(rng.standard_normal()), 0.02 * float(rng.standard_normal())),
         scatter=float(rng.uniform(0.02, 0.07)),
         noise=float(np.exp(rng.normal(np.log(0.022), 0.4))),
         blur=float(rng.uniform(0.002, 0.006)),

@@ -15,6 +15,8 @@ import numpy as np
 
 from tfds_builders.synthetic_cxr.labels import LEFT, RIGHT
 
+Coordinate = np.ndarray | np.float32
+
 BODY, AIR, HEART, SPINE, RIB = 2.5, 1.75, 0.80, 0.42, 0.27
 """Peak attenuation of soft tissue, aerated lung (subtracted), heart, spine and one rib."""
 
@@ -157,13 +159,13 @@ def ramp(distance: np.ndarray, width: float) -> np.ndarray:
     return np.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
 
 
-def midline(shape: Shape, y: np.ndarray) -> np.ndarray:
+def midline(shape: Shape, y: Coordinate) -> np.ndarray:
     """x of the middle of the spine at height y."""
     bend = shape.curve * (np.cos(2.6 * (y + 0.1) + shape.curve_phase) - 0.35)
-    return bend.astype(np.float32)
+    return np.asarray(bend, np.float32)
 
 
-def lung_borders(shape: Shape, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lung_borders(shape: Shape, y: Coordinate) -> tuple[np.ndarray, np.ndarray]:
     """Distances from the midline of the inner and outer border of a lung at height y (frontal)."""
     t = np.clip((y - shape.apex) / (0.25 - shape.apex), 0.0, 1.0)
     tip = 0.42 * shape.thorax
@@ -174,7 +176,7 @@ def lung_borders(shape: Shape, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inner + above_apex, outer - above_apex
 
 
-def side_walls(shape: Shape, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def side_walls(shape: Shape, y: Coordinate) -> tuple[np.ndarray, np.ndarray]:
     """x of the front and back wall of the lungs at height y (lateral view; the front is at the left)."""
     t = np.clip((y - shape.apex) / (0.30 - shape.apex), 0.0, 1.0)
     rise = np.sqrt(1.0 - (1.0 - t) ** 2.2)
@@ -364,7 +366,8 @@ def lateral_scene(shape: Shape, size: int) -> Scene:
     across = x - front
     curve = shape.dome * 1.5 * ((x + 0.12) * (1.0 / (0.95 * shape.depth))) ** 2 * np.sign(x + 0.12)
     curve = np.where(x > -0.12, curve, -0.3 * curve)
-    above = tuple((curve - y + np.float32(base)) for base in shape.base)
+    height = curve - y
+    above = (height + np.float32(shape.base[0]), height + np.float32(shape.base[1]))
     both = np.minimum(above[0], above[1])
     depth = np.minimum(wall, np.maximum(above[0], above[1]))
     lung = ramp(depth, soft)

@@ -270,11 +270,11 @@ def _draw_pneumothorax(scene: Scene, finding: Finding, part: Part) -> np.ndarray
 
 def _draw_nodule(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     cx, cy = scene.locate(part.side, part.height, part.lateral, part.depth)
-    radius = (0.0, 0.050, 0.074, 0.105)[finding.severity] * part.size
+    radius = (0.0, 0.055, 0.085, 0.120)[finding.severity] * part.size
     wobble = 0.12 * _texture(scene, part.seed, 40)
     inside = 1.0 - _radius(scene, cx, cy, radius, radius * 0.94) + wobble
     blob = 0.6 * ramp(inside, 0.5) + 0.4 * np.sqrt(np.clip(inside, 0.0, 1.0))
-    gain = 1.3 if part.kind == "calcified" else (0.0, 0.75, 0.9, 1.05)[finding.severity]
+    gain = 1.3 if part.kind == "calcified" else (0.0, 0.8, 1.0, 1.15)[finding.severity]
     scene.attenuation += gain * blob
     return _radius(scene, cx, cy, radius, radius) < 1.1
 
@@ -282,16 +282,17 @@ def _draw_nodule(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 def _draw_fracture(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     x, y = fracture_place(scene, part)
     grade = finding.severity
-    callus = np.exp(-_radius(scene, x, y, 0.05, 0.045))
-    swelling = np.exp(-_radius(scene, x, y, 0.13, 0.09))
+    size = part.size
+    callus = np.exp(-_radius(scene, x, y, 0.05 * size, 0.045 * size))
+    swelling = np.exp(-_radius(scene, x, y, 0.13 * size, 0.09 * size))
     scene.attenuation += (0.45 + 0.1 * grade) * callus + 0.18 * grade * swelling
     if part.kind == "clavicle":
         sign = 1.0 if part.side == LEFT else -1.0
         fall = 0.03 + 0.02 * grade
         end = (x + sign * 0.24, y + fall - 0.06)
         fragment = np.array([[x - sign * 0.05, y + fall], end])
-        size = scene.attenuation.shape[0]
-        scene.attenuation += 0.55 * draw_lines(size, [fragment], [0.055], [255])
+        pixels = scene.attenuation.shape[0]
+        scene.attenuation += 0.55 * draw_lines(pixels, [fragment], [0.055], [255])
         return _radius(scene, x + sign * 0.06, y, 0.16, 0.11) < 1.0
     return _radius(scene, x, y, 0.10, 0.085) < 1.0
 
@@ -325,7 +326,7 @@ def _draw_atelectasis(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
         angle = rng.uniform(-0.35, 0.35)
         dx, dy = scene.x - cx, scene.y - cy
         along = dx * np.cos(angle) + dy * np.sin(angle)
-        off = dy * np.cos(angle) - dx * np.sin(angle) - rng.uniform(-1.5, 1.5) * along * along
+        off = dy * np.cos(angle) - dx * np.sin(angle) - rng.uniform(-0.7, 0.7) * along * along
         length = 0.20 * part.size * rng.uniform(0.85, 1.2)
         thick = 0.024 + 0.006 * finding.severity
         total = np.maximum(
@@ -373,7 +374,7 @@ def _draw_emphysema(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 
 def _draw_hernia(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     shape = scene.shape
-    radius = (0.0, 0.12, 0.16, 0.21)[finding.severity] * part.size
+    radius = (0.0, 0.13, 0.175, 0.22)[finding.severity] * part.size
     cy = max(shape.base) + 0.06 - radius
     cx = (
         0.24
@@ -392,7 +393,7 @@ def _draw_hernia(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 def _draw_thickening(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     lung = scene.lung_of(part.side)
     shape = scene.shape
-    thick = (0.0, 0.065, 0.10, 0.14)[finding.severity] * part.size
+    thick = (0.0, 0.075, 0.115, 0.15)[finding.severity] * part.size
     span = shape.base[0] - shape.apex
     center = shape.apex + part.height * span
     extent = np.exp(-(((scene.y - center) / (0.30 * span)) ** 4))
@@ -429,7 +430,7 @@ def _draw_elevation(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
 def _draw_device(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     size = scene.attenuation.shape[0]
     lines, width, gain = device_lines(scene, part)
-    image = draw_lines(size, lines, [width] * len(lines), [255] * len(lines))
+    image = draw_lines(size, lines, [width * part.size] * len(lines), [255] * len(lines))
     if part.kind == "pacemaker":
         sign = 1.0 if part.side == LEFT else -1.0
         x, y = (-0.42, -0.42) if scene.view == "LATERAL" else (sign * 0.52, -0.46)

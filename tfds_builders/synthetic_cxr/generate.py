@@ -16,7 +16,7 @@ from tfds_builders.synthetic_cxr import findings as disease
 from tfds_builders.synthetic_cxr import labels as L
 from tfds_builders.synthetic_cxr.questions import ask
 from tfds_builders.synthetic_cxr.report import write_report
-from tfds_builders.synthetic_cxr.world import Patient, Study, sample_patient
+from tfds_builders.synthetic_cxr.world import BENCHMARK, Difficulty, Patient, Study, sample_patient
 
 VERSION = "1.0.0"
 """Version of the generator: equal versions and seeds give equal examples."""
@@ -26,24 +26,27 @@ JPEG_QUALITY = 95
 Example = dict[str, Any]
 
 
-def patient_examples(seed: int, index: int, size: int) -> list[Example]:
+def patient_examples(seed: int, index: int, size: int, difficulty: Difficulty) -> list[Example]:
     """All examples of one patient, in order of time.
 
     Args:
         seed: seed of the corpus.
         index: number of the patient.
         size: height and width of the images in pixels.
+        difficulty: how hard the findings are to see.
 
     Returns:
         Dictionaries as `synthetic_cxr.SyntheticCxr` stores them, with the images encoded.
     """
-    patient = sample_patient(seed, index)
+    patient = sample_patient(seed, index, difficulty)
     out = []
     for study in patient.studies:
         report = write_report(study, rng=np.random.default_rng((study.seed, 0)))
         for number, view in enumerate(study.views):
             rng = np.random.default_rng((study.seed, 1 + number))
-            image, masks, boxes = render(patient, study, view, size, rng=rng)
+            image, masks, boxes = render(
+                patient, study, view, size, opacity=difficulty.opacity, rng=rng
+            )
             out.append(
                 {
                     "image": _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
@@ -70,9 +73,23 @@ def patient_examples(seed: int, index: int, size: int) -> list[Example]:
 
 
 def render(
-    patient: Patient, study: Study, view: str, size: int, *, rng: np.random.Generator
+    patient: Patient,
+    study: Study,
+    view: str,
+    size: int,
+    *,
+    opacity: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """Takes one image of a study.
+
+    Args:
+        patient: whose study it is.
+        study: the truth to be drawn.
+        view: "PA" or "LATERAL".
+        size: height and width in pixels.
+        opacity: factor on how much a finding changes the attenuation.
+        rng: source of the exposure.
 
     Returns:
         The image [size, size] uint8; the masks [size, size] uint16, bit k = finding k; and the boxes,
@@ -89,7 +106,11 @@ def render(
     masks = np.zeros((size, size), np.uint16)
     boxes = []
     for finding in sorted(study.findings, key=disease.draw_order):
-        for part_mask in disease.draw(scene, finding):
+        before = scene.attenuation.copy() if opacity != 1.0 else None
+        drawn = disease.draw(scene, finding)
+        if before is not None:
+            scene.attenuation += (opacity - 1.0) * (scene.attenuation - before)
+        for part_mask in drawn:
             mask = acquisition.warp_mask(part_mask, matrix)
             masks[mask] |= np.uint16(1 << finding.label)
             box = _box(mask)
@@ -123,7 +144,13 @@ def _encode(suffix: str, image: np.ndarray, options: list[int]) -> bytes:
 
 
 def generate(
-    seed: int, patients: range, size: int, *, workers: int | None = None, chunk: int = 16
+    seed: int,
+    patients: range,
+    size: int,
+    *,
+    difficulty: Difficulty = BENCHMARK,
+    workers: int | None = None,
+    chunk: int = 16,
 ) -> Iterator[Example]:
     """Examples of many patients, in order; neither `workers` nor `chunk` changes them.
 
@@ -131,12 +158,13 @@ def generate(
         seed: seed of the corpus.
         patients: numbers of the patients.
         size: height and width of the images in pixels.
+        difficulty: how hard the findings are to see.
         workers: processes; by default one per available core, or none for less than 64 patients.
         chunk: patients per task of a process.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if len(patients) >= 64 else 1
-    jobs = [(seed, index, size) for index in patients]
+    jobs = [(seed, index, size, difficulty) for index in patients]
     if workers <= 1:
         for job in jobs:
             yield from patient_examples(*job)
@@ -152,5 +180,5 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)  # one process per core already; results do not depend on it
 
 
-def _run_job(job: tuple[int, int, int]) -> list[Example]:
+def _run_job(job: tuple[int, int, int, Difficulty]) -> list[Example]:
     return patient_examples(*job)

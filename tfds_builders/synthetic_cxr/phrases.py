@@ -217,10 +217,26 @@ DENIALS: tuple[tuple[tuple[int, ...], tuple[str, ...], float], ...] = (
             "No evidence of pneumothorax or pleural effusion",
             "Neither pleural effusion nor pneumothorax is identified",
         ),
-        0.75,
+        0.5,
     ),
-    ((L.EFFUSION,), ("No pleural effusion", "The costophrenic angles are sharp"), 0.5),
-    ((L.PNEUMOTHORAX,), ("No pneumothorax", "There is no evidence of pneumothorax"), 0.5),
+    (
+        (L.EFFUSION,),
+        (
+            "No pleural effusion",
+            "The costophrenic angles are sharp",
+            "The pleural spaces are clear",
+        ),
+        0.5,
+    ),
+    (
+        (L.PNEUMOTHORAX,),
+        (
+            "No pneumothorax",
+            "There is no evidence of pneumothorax",
+            "The lungs are fully expanded, no pneumothorax",
+        ),
+        0.5,
+    ),
     (
         (L.CARDIOMEGALY,),
         (
@@ -228,50 +244,88 @@ DENIALS: tuple[tuple[tuple[int, ...], tuple[str, ...], float], ...] = (
             "The heart is not enlarged",
             "Normal heart size",
             "Cardiac silhouette is within normal limits",
+            "Normal cardiomediastinal contours",
         ),
-        0.65,
+        0.6,
     ),
     (
         (L.CONSOLIDATION, L.EDEMA, L.NODULE, L.ATELECTASIS),
         (
             "The lungs are clear, without consolidation, edema, atelectasis or nodule",
             "Clear lungs: no infiltrate, nodule, atelectasis or edema",
+            "The lungs are clear",
         ),
         0.5,
     ),
     (
         (L.CONSOLIDATION,),
         ("No focal consolidation", "No airspace opacity", "There is no focal infiltrate"),
-        0.55,
+        0.5,
     ),
-    ((L.EDEMA,), ("No pulmonary edema", "No vascular congestion or edema"), 0.4),
-    ((L.NODULE,), ("No suspicious nodule", "No pulmonary nodule is identified"), 0.3),
-    ((L.ATELECTASIS,), ("No atelectasis", "No evidence of volume loss or collapse"), 0.25),
+    (
+        (L.EDEMA,),
+        (
+            "No pulmonary edema",
+            "No vascular congestion or edema",
+            "The pulmonary vasculature is normal",
+        ),
+        0.4,
+    ),
+    (
+        (L.NODULE,),
+        ("No suspicious nodule", "No pulmonary nodule is identified", "No focal lung lesion"),
+        0.35,
+    ),
+    (
+        (L.ATELECTASIS,),
+        ("No atelectasis", "No evidence of volume loss or collapse", "The lungs are well expanded"),
+        0.35,
+    ),
     (
         (L.FRACTURE,),
         (
             "No acute osseous abnormality",
             "No displaced fracture is seen",
-            "The bony thorax is intact, no fracture",
+            "The bony thorax is intact",
+            "Osseous structures are unremarkable",
         ),
         0.45,
     ),
     (
         (L.DEVICE,),
-        ("No support devices", "There are no lines or tubes", "No support device is in place"),
-        0.2,
+        (
+            "There are no support devices",
+            "No lines or tubes",
+            "No catheter, tube or pacemaker",
+            "No hardware projects over the chest",
+        ),
+        0.35,
     ),
-    ((L.EMPHYSEMA,), ("The lungs are not hyperinflated", "No emphysema"), 0.2),
-    ((L.HERNIA,), ("No hiatal hernia",), 0.12),
-    ((L.THICKENING,), ("No pleural thickening", "The pleural surfaces are smooth"), 0.15),
-    ((L.SCOLIOSIS,), ("No scoliosis", "No abnormal spinal curvature"), 0.15),
+    (
+        (L.EMPHYSEMA,),
+        ("The lungs are not hyperinflated", "No emphysema", "Lung volumes are normal"),
+        0.3,
+    ),
+    ((L.HERNIA,), ("No hiatal hernia", "The retrocardiac space is clear"), 0.3),
+    ((L.THICKENING,), ("No pleural thickening", "The pleural surfaces are smooth"), 0.3),
+    (
+        (L.SCOLIOSIS,),
+        (
+            "No scoliosis",
+            "No abnormal spinal curvature",
+            "The spine is straight",
+            "Normal alignment of the thoracic spine",
+        ),
+        0.3,
+    ),
     (
         (L.ELEVATION,),
         (
             "The hemidiaphragms are normal in position",
             "No elevation of either hemidiaphragm",
+            "Normal diaphragmatic contours",
         ),
-        0.15,
+        0.3,
     ),
 )
 """(labels denied together, sentences, chance of being mentioned when all of them are absent)."""
@@ -320,32 +374,39 @@ DEVICES: dict[str, tuple[str, ...]] = {
         "Endotracheal tube terminates above the carina",
         "An endotracheal tube is in standard position",
         "The tip of the endotracheal tube projects over the mid trachea",
+        "Support devices are in place: endotracheal tube",
     ),
     "central line": (
         "A {side} central venous catheter terminates in the SVC",
         "{side} internal jugular central venous line tip overlies the cavoatrial junction",
+        "Support devices include a {side} central venous line",
     ),
     "feeding tube": (
         "Enteric tube courses below the diaphragm",
         "A feeding tube passes into the stomach",
         "Nasogastric enteric tube with tip in the stomach",
+        "Support devices are in place, including a feeding tube",
     ),
     "pacemaker": (
         "{side} chest wall pacemaker with leads over the right atrium and ventricle",
         "Dual-lead pacemaker generator on the {side}",
         "{side} sided pacing device with intact leads",
+        "Support device in place: {side} sided pacemaker",
     ),
     "port": (
         "{side} chest port with catheter tip in the SVC",
         "A {side} port-a-cath is in place",
+        "Support device in place: {side} chest port",
     ),
     "chest tube": (
         "{side} chest tube is in place",
         "A {side} pleural drain is directed to the apex",
+        "Support devices in place include a {side} chest tube",
     ),
     "sternal wires": (
         "Median sternotomy wires are intact",
         "Status post sternotomy with intact sternal wires",
+        "Hardware in place: sternal wires",
     ),
 }
 

@@ -79,8 +79,12 @@ def _article(phrase: str) -> str:
 
 
 def _places(finding: Finding, rng: np.random.Generator) -> str:
-    places = [place_of(part, finding.label, rng) for part in finding.parts]
-    return _join(list(dict.fromkeys(places)))
+    places: dict[tuple[int, int, str], str] = {}
+    for part in finding.parts:
+        where = (part.side, part.zone, part.kind)
+        if where not in places:
+            places[where] = place_of(part, finding.label, rng)
+    return _join(list(places.values()))
 
 
 def _fields(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
@@ -166,7 +170,7 @@ def _denials(study: Study, rng: np.random.Generator) -> list[str]:
     label = study.label()
     told: set[int] = set()
     out = []
-    talkative = rng.uniform(0.4, 1.4)  # some readers list every negative, others none
+    talkative = rng.uniform(0.3, 1.2)  # some readers list every negative, others none
     for group, sentences, chance in P.DENIALS:
         absent = all(label[index] == L.ABSENT for index in group)
         if absent and not told & set(group) and rng.random() < chance * talkative:
@@ -194,7 +198,7 @@ def _findings_section(study: Study, rng: np.random.Generator) -> str:
         if certain and rng.random() < 0.6:
             sentences.append(_resolved(finding, rng))
     sentences += _denials(study, rng)
-    while rng.random() < 0.35:
+    while rng.random() < 0.25:
         sentences.append(_sentence(_pick(rng, P.FILLERS)))
     if not sentences:
         sentences.append(_sentence(_pick(rng, P.FILLERS)))

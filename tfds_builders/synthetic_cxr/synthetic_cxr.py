@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_builders.synthetic_cxr import generate
+from tfds_builders.synthetic_cxr import generate, world
 from tfds_builders.synthetic_cxr import labels as L
 
 _SPLITS = ("train", "validation", "test")
@@ -24,11 +24,13 @@ class SyntheticCxrConfig(tfds.core.BuilderConfig):
         image_size: height and width in pixels.
         patients: number of patients in train, validation and test.
         seed: seed of the corpus; patients are numbered through over the splits.
+        difficulty: how hard the findings are to see.
     """
 
     image_size: int = 256
     patients: tuple[int, int, int] = (1, 1, 1)
     seed: int = 0
+    difficulty: world.Difficulty = world.BENCHMARK
 
 
 class SyntheticCxr(tfds.core.GeneratorBasedBuilder):
@@ -42,19 +44,29 @@ class SyntheticCxr(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [  # noqa: RUF012
         SyntheticCxrConfig(
             name="default",
-            description="About 3,000 / 300 / 700 images of 256 pixels.",
-            patients=(1410, 141, 330),
+            description="For the quick start: 3,000 / 300 / 700 images of 256 pixels, clear findings.",
+            patients=(1455, 145, 340),
+            difficulty=world.EASY,
         ),
         SyntheticCxrConfig(
             name="tiny",
-            description="For tests: a few dozen images of 128 pixels.",
+            description="For tests: a few dozen images of 128 pixels, clear findings.",
             image_size=128,
-            patients=(32, 10, 22),
+            patients=(36, 10, 26),
+            seed=1,  # every finding occurs in train and in test
+            difficulty=world.EASY,
+        ),
+        SyntheticCxrConfig(
+            name="benchmark",
+            description="To tell methods apart: 10,000 / 1,000 / 2,000 images, subtle to gross findings.",
+            patients=(4700, 470, 940),
+            seed=2,
         ),
         SyntheticCxrConfig(
             name="large",
-            description="About 20,000 / 1,000 / 2,000 images of 256 pixels.",
+            description="20,000 / 1,000 / 2,000 images, subtle to gross findings.",
             patients=(9400, 470, 940),
+            seed=3,
         ),
     ]
     DEFAULT_CONFIG_NAME = "default"
@@ -70,6 +82,7 @@ class SyntheticCxr(tfds.core.GeneratorBasedBuilder):
             "dropped": {},
             "generator_version": generate.VERSION,
             "seed": config.seed,
+            "difficulty": dataclasses.asdict(config.difficulty),
         }
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
@@ -126,7 +139,10 @@ class SyntheticCxr(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, patients: range) -> Iterator[tuple[str, dict[str, Any]]]:
         config = self._config()
-        for example in generate.generate(config.seed, patients, config.image_size):
+        examples = generate.generate(
+            config.seed, patients, config.image_size, difficulty=config.difficulty
+        )
+        for example in examples:
             key = example["image_id"]
             encoded = {name: io.BytesIO(example[name]) for name in ("image", "mask")}
             yield key, {**example, **encoded}

@@ -55,6 +55,55 @@ _HEDGED_MIMIC = {"nipple": L.NODULE, "skin fold": L.PNEUMOTHORAX, "crossing": L.
 
 
 @dataclasses.dataclass(frozen=True)
+class Difficulty:
+    """How hard the corpus is to read; the defaults are those of the benchmark.
+
+    Attributes:
+        severities: chances of mild, moderate and severe findings.
+        extent: factor on the size of every focal finding (`_FOCAL`).
+        opacity: factor on how much a finding changes the attenuation.
+        mimics: factor on the rate of harmless look-alikes.
+        lateral: chance that a study also has a lateral view.
+        single_rate: factor on the chance of each finding on its own.
+    """
+
+    severities: tuple[float, float, float] = (0.18, 0.45, 0.37)
+    extent: float = 1.0
+    opacity: float = 1.0
+    mimics: float = 1.0
+    lateral: float = 0.12
+    single_rate: float = 1.0
+
+
+BENCHMARK = Difficulty()
+"""Hard: the findings range from subtle to gross and harmless look-alikes abound."""
+
+EASY = Difficulty(
+    severities=(0.06, 0.34, 0.60),
+    extent=1.25,
+    opacity=1.35,
+    mimics=0.4,
+    lateral=0.06,
+    single_rate=0.85,
+)
+"""For the quick start: what a small model can learn within minutes on a CPU."""
+
+_FOCAL = frozenset(
+    {
+        L.ATELECTASIS,
+        L.CONSOLIDATION,
+        L.PNEUMOTHORAX,
+        L.NODULE,
+        L.FRACTURE,
+        L.DEVICE,
+        L.HERNIA,
+        L.THICKENING,
+    }
+)
+"""Findings of a size of their own; the others are changes of an organ, whose size has limits."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """One visit. All sets and keys are label indices.
 
@@ -109,7 +158,7 @@ class Patient:
     studies: tuple[Study, ...]
 
 
-def sample_patient(seed: int, index: int) -> Patient:
+def sample_patient(seed: int, index: int, difficulty: Difficulty) -> Patient:
     """The patient number `index` of the corpus `seed`, with all studies."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
     female = bool(rng.random() < 0.5)
@@ -123,12 +172,12 @@ def sample_patient(seed: int, index: int) -> Patient:
     for number in range(int(rng.choice(4, p=(0.45, 0.30, 0.15, 0.10))) + 1):
         before = state
         if number == 0:
-            state = _first_state(rng, syndrome)
+            state = _first_state(rng, syndrome, difficulty)
         else:
             days += int(np.ceil(np.exp(rng.normal(3.0, 1.6))))
-            state = _next_state(rng, before, syndrome)
+            state = _next_state(rng, before, syndrome, difficulty)
         state = _settle(state)
-        mimics = _sample_mimics(rng, female)
+        mimics = _sample_mimics(rng, female, difficulty.mimics)
         study_id = f"{subject_id}s{number:02d}"
         studies.append(
             Study(
@@ -141,7 +190,7 @@ def sample_patient(seed: int, index: int) -> Patient:
                 changes=_changes(before, state) if number else {},
                 resolved=tuple(before[k] for k in sorted(set(before) - set(state))),
                 mimics=mimics,
-                views=("PA", "LATERAL") if rng.random() < 0.12 else ("PA",),
+                views=("PA", "LATERAL") if rng.random() < difficulty.lateral else ("PA",),
                 breath=float(0.018 * rng.standard_normal()),
                 seed=int(rng.integers(1 << 31)),
             )
@@ -158,20 +207,26 @@ def _sample_syndrome(rng: np.random.Generator) -> dict[int, float]:
     return {}
 
 
-def _chance(label: int, syndrome: dict[int, float]) -> float:
-    return 1.0 - (1.0 - SINGLE_RATE[label]) * (1.0 - syndrome.get(label, 0.0))
+def _chance(label: int, syndrome: dict[int, float], difficulty: Difficulty) -> float:
+    alone = SINGLE_RATE[label] * difficulty.single_rate
+    return 1.0 - (1.0 - alone) * (1.0 - syndrome.get(label, 0.0))
 
 
-def _first_state(rng: np.random.Generator, syndrome: dict[int, float]) -> dict[int, Finding]:
+def _first_state(
+    rng: np.random.Generator, syndrome: dict[int, float], difficulty: Difficulty
+) -> dict[int, Finding]:
     state = {}
     for label in range(len(L.LABEL_NAMES)):
-        if rng.random() < _chance(label, syndrome):
-            state[label] = sample_finding(rng, label)
+        if rng.random() < _chance(label, syndrome, difficulty):
+            state[label] = sample_finding(rng, label, difficulty)
     return state
 
 
 def _next_state(
-    rng: np.random.Generator, before: dict[int, Finding], syndrome: dict[int, float]
+    rng: np.random.Generator,
+    before: dict[int, Finding],
+    syndrome: dict[int, float],
+    difficulty: Difficulty,
 ) -> dict[int, Finding]:
     """Ages every finding, then lets new ones appear."""
     state = {}
@@ -181,8 +236,10 @@ def _next_state(
             aged = _age(rng, finding)
             if aged is not None:
                 state[label] = aged
-        elif rng.random() < _chance(label, syndrome) * (0.6 if label in TRANSIENT else 0.12):
-            state[label] = sample_finding(rng, label)
+        elif rng.random() < _chance(label, syndrome, difficulty) * (
+            0.6 if label in TRANSIENT else 0.12
+        ):
+            state[label] = sample_finding(rng, label, difficulty)
     return state
 
 
@@ -237,7 +294,9 @@ def _changes(before: dict[int, Finding], state: dict[int, Finding]) -> dict[int,
     return changes
 
 
-def _sample_mimics(rng: np.random.Generator, female: bool) -> tuple[tuple[str, int, int], ...]:
+def _sample_mimics(
+    rng: np.random.Generator, female: bool, factor: float
+) -> tuple[tuple[str, int, int], ...]:
     rates = {
         "nipple": 0.10,
         "skin fold": 0.10,
@@ -248,7 +307,7 @@ def _sample_mimics(rng: np.random.Generator, female: bool) -> tuple[tuple[str, i
     out = []
     for kind, rate in rates.items():
         draw, side, seed = rng.random(), int(rng.choice((L.RIGHT, L.LEFT))), rng.integers(1 << 31)
-        if draw < rate:
+        if draw < rate * factor:
             out.append((kind, side, int(seed)))
     return tuple(out)
 
@@ -272,15 +331,18 @@ def _sample_hedges(
     return frozenset(hedged)
 
 
-def sample_finding(rng: np.random.Generator, label: int) -> Finding:
+def sample_finding(rng: np.random.Generator, label: int, difficulty: Difficulty) -> Finding:
     """Draws severity, place and form of a finding."""
-    severity = int(rng.choice((1, 2, 3), p=(0.18, 0.45, 0.37)))
+    severity = int(rng.choice((1, 2, 3), p=difficulty.severities))
     if label in (L.CARDIOMEGALY, L.HERNIA):
-        return Finding(label, severity, (_part(rng, L.MIDLINE, spread=0.04),))
-    if label in (L.EDEMA, L.EMPHYSEMA):
+        parts = (_part(rng, L.MIDLINE, spread=0.04),)
+    elif label in (L.EDEMA, L.EMPHYSEMA):
         parts = tuple(_part(rng, side) for side in (L.RIGHT, L.LEFT))
-        return Finding(label, severity, parts)
-    return Finding(label, severity, _SAMPLERS[label](rng, severity))
+    else:
+        parts = _SAMPLERS[label](rng, severity)
+    if label in _FOCAL:
+        parts = tuple(dataclasses.replace(p, size=p.size * difficulty.extent) for p in parts)
+    return Finding(label, severity, parts)
 
 
 def _side(rng: np.random.Generator) -> int:

@@ -1,0 +1,54 @@
+"""Without these, a misspelt or impossible key of `config.data` would pass unseen into the results."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from medvlp_jax.data.options import DataOptions, ImageOptions, data_options
+from medvlp_jax.errors import UserError
+
+
+def test_defaults_and_config_dicts() -> None:
+    assert data_options({}) == DataOptions()
+    config = ConfigDict(
+        {"image": {"size": 64, "mean": [0.5, 0.5, 0.5]}, "text": {"sample": "section"}}
+    )
+    options = data_options(config)
+    assert options.image.size == 64
+    assert options.image.mean == (0.5, 0.5, 0.5)
+    assert options.text.sample == "section"
+    assert data_options(options) is options
+    assert data_options(ConfigDict(dataclasses.asdict(options))) == options
+    hash(options.image)  # frozen and made of tuples
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"img": {}}, "data.img is unknown"),
+        ({"image": {"sizee": 3}}, r"data.image.sizee is unknown; did you mean size"),
+        ({"image": {"augment": {"flip": True}}}, "data.image.augment.flip is unknown.*hflip"),
+        ({"pairing": "pair"}, "data.pairing='pair': expected one of paired, unpaired"),
+        ({"text": {"sample": "word"}}, "data.text.sample='word'"),
+        ({"image": {"channels": 4}}, "data.image.channels: expected 1 .grey. or 3 .RGB., got 4"),
+        ({"image": {"mean": (0.5, 0.5)}}, "data.image.mean"),
+        ({"image": {"std": (0.0,)}}, "data.image.std"),
+        ({"image": {"size": 224, "resize": 200}}, "data.image.resize"),
+        ({"image": {"augment": {"crop_scale": (0, 1)}}}, "crop_scale"),
+        ({"text": {"max_length": 2}}, "data.text.max_length"),
+        ({"text_dataset": "other"}, "data.text_dataset"),
+        ({"global_batch_size": 0}, "data.global_batch_size"),
+    ],
+)
+def test_wrong_values_name_the_key(config, message) -> None:
+    with pytest.raises(UserError, match=message):
+        data_options(config)
+
+
+def test_one_mean_serves_all_channels() -> None:
+    assert data_options({"image": {"mean": (0.5,), "std": (0.2,)}}).image == ImageOptions(
+        mean=(0.5,), std=(0.2,)
+    )
