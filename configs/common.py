@@ -6,6 +6,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from medvlp_jax.config import Config
 from medvlp_jax.data.options import DataOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -15,10 +16,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 
-def data(dataset: str = "synthetic_cxr", **overrides) -> ConfigDict:
+def data(dataset: str = "synthetic_cxr", **overrides) -> Config:
     """What is read and how an image and its text become one row; keys and defaults are those of
     `medvlp_jax.data.options.DataOptions`. Overrides may be nested dicts."""
-    group = ConfigDict(dataclasses.asdict(DataOptions(dataset=dataset)))
+    group: Config = ConfigDict(dataclasses.asdict(DataOptions(dataset=dataset)))
     # Mild changes that keep left and right: a flip would make every "left" of the report wrong.
     group.image.augment = _update(
         group.image.augment,
@@ -28,7 +29,7 @@ def data(dataset: str = "synthetic_cxr", **overrides) -> ConfigDict:
     return _update(group, overrides)
 
 
-def optim(lr: float = 1e-4, **overrides) -> ConfigDict:
+def optim(lr: float = 1e-4, **overrides) -> Config:
     """Optimiser. `groups` is a tuple of (path regex, settings); first match wins. Settings:
     lr_mult, weight_decay, freeze (True or a duration such as "1ep")."""
     group = ConfigDict(
@@ -53,7 +54,7 @@ def optim(lr: float = 1e-4, **overrides) -> ConfigDict:
     return _update(group, overrides)
 
 
-def train(steps: str = "50ep", **overrides) -> ConfigDict:
+def train(steps: str = "50ep", **overrides) -> Config:
     """The loop. Durations are steps ("500"), epochs ("3ep") or shares ("10%")."""
     group = ConfigDict(
         dict(
@@ -71,12 +72,12 @@ def train(steps: str = "50ep", **overrides) -> ConfigDict:
     return _update(group, overrides)
 
 
-def mesh(**overrides) -> ConfigDict:
+def mesh(**overrides) -> Config:
     """Device mesh and placement. -1 takes what is left. `rules`: () = `parallel.rules.DEFAULT_RULES`."""
     return _update(ConfigDict(dict(data=-1, fsdp=1, tensor=1, rules=())), overrides)
 
 
-def evaluation(batch_size: int = 64, **tasks) -> ConfigDict:
+def evaluation(batch_size: int = 64, **tasks) -> Config:
     """Downstream tasks run during and after pretraining; by default zero-shot and retrieval."""
     tasks = tasks or dict(zero_shot=dict(), retrieval=dict())
     return ConfigDict(
@@ -84,7 +85,7 @@ def evaluation(batch_size: int = 64, **tasks) -> ConfigDict:
     )
 
 
-def assemble(**groups) -> ConfigDict:
+def assemble(**groups) -> Config:
     """Puts the groups of one system together and fills in the ones not given."""
     config = ConfigDict(
         dict(name="", spec="", seed=0, variant="paper", data=data(), optim=optim(), train=train())
@@ -134,12 +135,12 @@ def bert(size: str, full: str = "base", **settings) -> dict:
     return dict(name="bert", variant=variant, **settings)
 
 
-def size_of(options: ConfigDict) -> str:
+def size_of(options: Config) -> str:
     """ "full", "cpu" or "smoke" from a config's arguments."""
     return "smoke" if options.smoke else "cpu" if options.cpu else "full"
 
 
-def shrink(config: ConfigDict, size: str) -> ConfigDict:
+def shrink(config: Config, size: str) -> Config:
     """Fits inputs, batch and schedule to the size; "full" changes nothing.
 
     "smoke" runs a few steps and checks that the system runs (under a minute on two cores); "cpu" trains
@@ -173,7 +174,7 @@ def shrink(config: ConfigDict, size: str) -> ConfigDict:
     return config
 
 
-def _update(group: ConfigDict, overrides: dict) -> ConfigDict:
+def _update(group: Config, overrides: dict) -> Config:
     """Overwrites existing keys only, so that a typing error in a config stops at once."""
     for key, value in overrides.items():
         if key not in group:

@@ -22,6 +22,6 @@ def load(path: str, **options: Any) -> Predictor:
         UserError: the folder holds no checkpoint.
     """
     # Imported here so that `import medvlp_jax` stays free of jax.
-    from medvlp_jax.build import load_predictor
+    from medvlp_jax.runs import load_predictor
 
     return load_predictor(path, **options)

@@ -104,7 +104,7 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
     embed = verbs.add_parser("embed", help="embeddings of images as an .npz file")
     embed.add_argument("images", nargs="+")
     embed.add_argument("--workdir", required=True)
-    embed.add_argument("--out", required=True, help=".npz with 'image_embed' [n,D] and 'file' [n]")
+    embed.add_argument("--out", required=True, help=".npz with image_embed [n,D] and file_name [n]")
     embed.set_defaults(run=_embed)
 
 
@@ -238,7 +238,8 @@ def _embed(args: argparse.Namespace) -> int:
 
     files, images = runs.read_images(args.workdir, args.images)
     embeddings = runs.load_predictor(args.workdir).encode_image(images)
-    np.savez(args.out, image_embed=embeddings, file=np.asarray([str(f) for f in files]))
+    names = np.asarray([str(f) for f in files])
+    np.savez(args.out, image_embed=embeddings, file_name=names)
     print(f"wrote {args.out}: {embeddings.shape[0]} x {embeddings.shape[1]}")
     return 0
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from medvlp_jax import config as config_lib
+from medvlp_jax.config import Config
 from medvlp_jax.data import device_transforms, pipeline, text
 from medvlp_jax.errors import UserError
 from medvlp_jax.models.vision_language import VisionLanguageModel
@@ -35,6 +36,7 @@ _MODEL_PARTS = (
     "text_token_projection",
     "fusion",
 )
+_MODEL_OPTIONS = ("merge_words", "last_layers", "text_pooling")
 
 
 def camel_case(name: str) -> str:
@@ -108,7 +110,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def build_model(config: ConfigDict, *, vocab_size: int) -> VisionLanguageModel:
+def build_model(config: Config, *, vocab_size: int) -> VisionLanguageModel:
     """The model of `config.model`.
 
     Args:
@@ -129,7 +131,7 @@ def build_model(config: ConfigDict, *, vocab_size: int) -> VisionLanguageModel:
         settings = config.model.get(part)
         if settings:
             parts[part] = _build_part(part, dict(settings), injected)
-    unknown = set(config.model) - set(_MODEL_PARTS) - {"dtype", "merge_words", "last_layers"}
+    unknown = set(config.model) - set(_MODEL_PARTS) - {"dtype", *_MODEL_OPTIONS}
     if unknown:
         raise UserError(
             f"config key model.{min(unknown)} does not exist; the model has {', '.join(_MODEL_PARTS)}"
@@ -143,7 +145,7 @@ def build_model(config: ConfigDict, *, vocab_size: int) -> VisionLanguageModel:
             f"the tokenizer has {vocab_size} tokens but model.text_encoder.vocab_size is {table}; "
             "leave vocab_size out (it then follows the tokenizer) or use the tokenizer of that encoder"
         )
-    extra = {k: config.model[k] for k in ("merge_words", "last_layers") if k in config.model}
+    extra = {k: config.model[k] for k in _MODEL_OPTIONS if k in config.model}
     return construct(VisionLanguageModel, {**parts, **extra}, "model", {})
 
 
@@ -168,7 +170,7 @@ def _build_part(part: str, settings: dict[str, Any], injected: Mapping[str, Any]
     return construct(cls, {**defaults, **settings}, key, injected)
 
 
-def build_system(config: ConfigDict, tokenizer: Any) -> System:
+def build_system(config: Config, tokenizer: Any) -> System:
     """Model and objectives of a config.
 
     Raises:
@@ -197,7 +199,7 @@ def build_system(config: ConfigDict, tokenizer: Any) -> System:
     return System(model=model, objectives=objectives, weights=weights)
 
 
-def build_tasks(config: ConfigDict, names: tuple[str, ...] = ()) -> dict[str, Any]:
+def build_tasks(config: Config, names: tuple[str, ...] = ()) -> dict[str, Any]:
     """Tasks of `config.eval.tasks` (or those named), key -> Task."""
     groups = {k: dict(v) for k, v in config.eval.tasks.items()}
     for name in names:
@@ -212,7 +214,7 @@ def build_tasks(config: ConfigDict, names: tuple[str, ...] = ()) -> dict[str, An
     return tasks
 
 
-def build_tokenizer(config: ConfigDict, workdir: str | pathlib.Path) -> Any:
+def build_tokenizer(config: Config, workdir: str | pathlib.Path) -> Any:
     """The tokenizer of a run: the one kept in its workdir, else made or loaded as the config says.
 
     It is stored in `workdir/tokenizer`, so a run never depends on a hub or on a corpus that changed.
@@ -226,7 +228,7 @@ def build_tokenizer(config: ConfigDict, workdir: str | pathlib.Path) -> Any:
     return tokenizer
 
 
-def make_preprocess(config: ConfigDict) -> Any:
+def make_preprocess(config: Config) -> Any:
     """Device side of the input: uint8 pixels to normalised float32."""
     image = config.data.image
     mean, std, channels = tuple(image.mean), tuple(image.std), image.channels
@@ -238,12 +240,12 @@ def make_preprocess(config: ConfigDict) -> Any:
     return preprocess
 
 
-def sharding_rules(config: ConfigDict) -> tuple[Any, ...]:
+def sharding_rules(config: Config) -> tuple[Any, ...]:
     """Placement rules of the config; () stands for the defaults."""
     return tuple(_plain(config.mesh.rules))
 
 
-def load_run_config(workdir: str | pathlib.Path) -> ConfigDict:
+def load_run_config(workdir: str | pathlib.Path) -> Config:
     """The config that a workdir was trained with.
 
     Raises:

@@ -14,8 +14,11 @@ from ml_collections import ConfigDict
 
 from medvlp_jax.errors import UserError
 
+Config = Any
+"""A `ConfigDict`. Its attributes are typed as a union of everything, which no checker can follow."""
 
-def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
+
+def parse_arg(arg: str, **defaults: Any) -> Config:
     """Parses the text after the colon of `--config file.py:arg`.
 
     `"smoke,data=covid"` with defaults `smoke=False, data="synthetic_cxr"` gives a ConfigDict with
@@ -35,7 +38,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
     return values
 
 
-def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+def load_config(spec: str, overrides: Iterable[str] = ()) -> Config:
     """Loads `path/to/config.py[:arg]` and applies `a.b=value` overrides.
 
     Args:
@@ -71,7 +74,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     return config
 
 
-def apply_override(config: ConfigDict, text: str) -> None:
+def apply_override(config: Config, text: str) -> None:
     """Applies one `a.b.c=value`; the value is parsed as the type of the present one.
 
     Raises:
@@ -91,7 +94,7 @@ def apply_override(config: ConfigDict, text: str) -> None:
         parent[leaf] = _parse_value(key, value, current)
 
 
-def _descend(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+def _descend(config: Config, key: str) -> tuple[Config, str]:
     """Returns the dict that holds the leaf of `key` and the leaf's name."""
     node: Any = config
     parts = key.split(".")
@@ -134,7 +137,7 @@ def _parse_value(key: str, text: str, current: Any) -> Any:
     return tuple(value) if isinstance(current, tuple) else value
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields `(dotted key, leaf value)` in sorted order."""
     for key in sorted(config):
         value = config[key]
@@ -144,13 +147,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def to_json(config: Mapping[str, Any]) -> str:
+def to_json(config: Config) -> str:
     """JSON text of a config; the inverse of `from_json` for plain values."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     return json.dumps(plain, indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """Reads what `to_json` wrote (lists become tuples, so that comparisons hold)."""
     return ConfigDict(_tuples(json.loads(text)))
 
@@ -163,7 +166,7 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """Readable list of keys whose values differ, `key: old -> new`."""
     a = dict(flatten(from_json(to_json(old))))
     b = dict(flatten(from_json(to_json(new))))

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from medvlp_jax import config as config_lib
+from medvlp_jax.config import Config
 from medvlp_jax.data import pipeline
 from medvlp_jax.data.options import data_options
 from medvlp_jax.predictor import Predictor, extract
@@ -47,7 +47,7 @@ class Results:
 
 def evaluate(
     predictor: Predictor,
-    config: ConfigDict,
+    config: Config,
     tasks: Mapping[str, Task],
     *,
     split: str,
@@ -89,7 +89,7 @@ def results_folder(workdir: str | pathlib.Path, dataset: str, split: str) -> pat
 
 
 def write_results(
-    results: Results, folder: str | pathlib.Path, *, step: int, config: ConfigDict
+    results: Results, folder: str | pathlib.Path, *, step: int, config: Config
 ) -> pathlib.Path:
     """Writes `results.json`, per-example predictions and plots.
 

@@ -10,8 +10,8 @@ so frozen parameters neither count in the norm nor receive decay, as if they had
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +135,7 @@ def make_optimizer(
     decay_mask = jax.tree_util.tree_map_with_path(
         lambda path, _: bool(re.search(optim["decay_regex"], path_string(path))), params
     )
-    transforms = {
+    transforms: dict[Hashable, optax.GradientTransformation] = {
         str(i): _group_transform(optim, group, schedule, decay_mask)
         for i, group in enumerate(groups)
     }
@@ -202,7 +202,7 @@ def frozen_until(inner: optax.GradientTransformation, steps: int) -> optax.Gradi
         kept = jax.tree.map(lambda n, o: jnp.where(active, n, o), new_inner, state.inner)
         return moved, FrozenUntilState(state.count + 1, kept)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 class FreezeState(NamedTuple):
@@ -232,7 +232,7 @@ def freeze_gradients(labels: Any, steps: Mapping[str, int | None]) -> optax.Grad
 
         return jax.tree.map(zero, updates, labels), FreezeState(state.count + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 def project_to_unit_norm(patterns: tuple[str, ...], params: Any) -> optax.GradientTransformation:
@@ -255,4 +255,4 @@ def project_to_unit_norm(patterns: tuple[str, ...], params: Any) -> optax.Gradie
 
         return jax.tree_util.tree_map_with_path(project, updates, params), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), cast(Any, update))

@@ -7,15 +7,14 @@ import pathlib
 import time
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from medvlp_jax import evaluate, runs
+from medvlp_jax.config import Config
 from medvlp_jax.data import build as data_build
 from medvlp_jax.report import plots
 from medvlp_jax.step import variables
 
 
-def quickstart(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def quickstart(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs the main job in `workdir` and prints where everything is.
 
     Args:
@@ -62,7 +61,7 @@ def quickstart(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
-def _untrained(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def _untrained(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     """Test metrics of the freshly initialised model, the baseline every result is read against."""
     run = runs.open_run(config, workdir)
     state = runs.make_training(run).fresh_state()

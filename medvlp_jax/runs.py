@@ -6,18 +6,18 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from medvlp_jax import build, evaluate
 from medvlp_jax import config as config_lib
 from medvlp_jax.checkpoint import Checkpoints, abstract
+from medvlp_jax.config import Config
 from medvlp_jax.data import build as data_build
 from medvlp_jax.data import pipeline
 from medvlp_jax.data.images import ImageError, decode_image, encode_for_storage
@@ -63,7 +63,7 @@ class Facts:
 class Run:
     """Everything built from a config: nothing here depends on a checkpoint."""
 
-    config: ConfigDict
+    config: Config
     mesh: Mesh
     tokenizer: Any
     system: System
@@ -72,7 +72,7 @@ class Run:
     total_steps: int
 
 
-def open_run(config: ConfigDict, workdir: str | pathlib.Path, facts: Facts | None = None) -> Run:
+def open_run(config: Config, workdir: str | pathlib.Path, facts: Facts | None = None) -> Run:
     """Builds mesh, tokenizer, model and objectives, and checks the numbers that must fit.
 
     Args:
@@ -104,7 +104,7 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, facts: Facts | Non
     )
 
 
-def look_at_data(config: ConfigDict, tokenizer: Any) -> Facts:
+def look_at_data(config: Config, tokenizer: Any) -> Facts:
     """Reads the first training batch for its shapes."""
     batches = _train_batches(config, tokenizer)
     try:
@@ -115,7 +115,7 @@ def look_at_data(config: ConfigDict, tokenizer: Any) -> Facts:
     return Facts(steps_per_epoch=batches.steps_per_epoch, example=example)
 
 
-def _train_batches(config: ConfigDict, tokenizer: Any) -> pipeline.TrainIterator:
+def _train_batches(config: Config, tokenizer: Any) -> pipeline.TrainIterator:
     return pipeline.train_iterator(
         config.data,
         tokenizer,
@@ -135,7 +135,7 @@ def load_facts(workdir: str | pathlib.Path) -> Facts:
     return Facts(steps_per_epoch=stored["steps_per_epoch"], example=example)
 
 
-def ensure_data(config: ConfigDict) -> None:
+def ensure_data(config: Config) -> None:
     """Builds the dataset if it builds by itself and is not there (main process only)."""
     if is_main_process():
         data_build.ensure_built(config.data.dataset, config.data.data_dir)
@@ -143,7 +143,7 @@ def ensure_data(config: ConfigDict) -> None:
         multihost_utils.sync_global_devices("dataset")
 
 
-def _shared_tokenizer(config: ConfigDict, workdir: str | pathlib.Path) -> Any:
+def _shared_tokenizer(config: Config, workdir: str | pathlib.Path) -> Any:
     """The main process makes and stores the tokenizer, the others read it from the workdir."""
     tokenizer = build.build_tokenizer(config, workdir) if is_main_process() else None
     if jax.process_count() > 1:
@@ -200,7 +200,7 @@ def make_training(run: Run) -> Training:
     )
 
 
-def run_training(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+def run_training(config: Config, workdir: str | pathlib.Path) -> dict[str, float]:
     """Trains (or goes on training) a config in a workdir and evaluates the validation split.
 
     Args:
@@ -282,7 +282,7 @@ def _plan(run: Run) -> Plan:
 
 
 def _initial_state(
-    training: Training, checkpoints: Checkpoints, batches: Any, config: ConfigDict
+    training: Training, checkpoints: Checkpoints, batches: Any, config: Config
 ) -> tuple[TrainState, int | None]:
     """The newest checkpoint's state with the data position restored, or a fresh state and None."""
     latest = checkpoints.latest_step()
@@ -406,7 +406,7 @@ def run_evaluation(
     return results
 
 
-def run_dry(config: ConfigDict, workdir: str | pathlib.Path) -> str:
+def run_dry(config: Config, workdir: str | pathlib.Path) -> str:
     """Builds everything under `jax.eval_shape` and returns the placement table; trains nothing."""
     ensure_data(config)
     run = open_run(config, workdir)
@@ -488,7 +488,7 @@ def _dataset_facts(name: str) -> dict[str, str]:
 
 
 def _stored_metrics(
-    workdir: str | pathlib.Path, config: ConfigDict, step: int
+    workdir: str | pathlib.Path, config: Config, step: int
 ) -> tuple[dict[str, Metric], str]:
     """Metrics of an earlier `eval` of the same checkpoint, and the split they were measured on."""
     folder = evaluate.results_folder(workdir, config.data.dataset, config.eval.split)
@@ -500,7 +500,7 @@ def _stored_metrics(
         return {}, ""
     nan = float("nan")
     metrics = {
-        key: Metric(**{k: nan if v is None else v for k, v in values.items()})
+        key: Metric(**cast(Any, {k: nan if v is None else v for k, v in values.items()}))
         for key, values in stored["metrics"].items()
     }
     return metrics, f"{stored['dataset']}, split {stored['split']}"

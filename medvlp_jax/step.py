@@ -70,8 +70,8 @@ def make_init(
 
     def init(key: jax.Array, batch: Batch) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        names = ("params", "dropout", "corruption")
-        rngs = dict(zip(names, jax.random.split(init_key, len(names)), strict=True))
+        names: tuple[str, ...] = ("params", "dropout", "corruption")
+        rngs: Any = dict(zip(names, jax.random.split(init_key, len(names)), strict=True))
         collections = dict(system.init(rngs, preprocess(batch), train=False))
         params = collections.pop("params")
         if ema_decay:

@@ -55,7 +55,8 @@ _LIST_LINE = re.compile(rf"\n\s*{_LIST_MARK}\s+|\n\s*\n")
 # "1. Normal heart. 2. No effusion." in one line: a number that follows the end of a sentence or starts
 # the text ("measures 2. 5 cm" and the date "12. 3. 2019" do neither).
 _LIST_INLINE = re.compile(
-    r"(?:(?<=[^\d\s][.!?])\s+|(?<=[;:])\s+(?=\d+[.)] [A-Z])|^\s*)\(?\d{1,2}[.)](?:\s+(?=\S)|(?=[A-Z][a-z]))"
+    r"(?:(?<=[^\d\s][.!?])\s+|(?<=[;:.])\s+(?=\d+[.)] [A-Z])|^\s*)"
+    r"\(?\d{1,2}[.)](?:\s+(?=\S)|(?=[A-Z][a-z]))"
 )
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*\s+")
 

