@@ -7,6 +7,7 @@ messages or datasets.
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
 from typing import Any, Literal
@@ -122,6 +123,8 @@ def _pixels_to_uint8(
 
 def _read(data: bytes) -> pydicom.Dataset:
     """Reads the tags about pixels, and no others."""
+    # pydicom logs a traceback per plugin that fails; the reason is in our error.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         with _QUIET, warnings.catch_warnings():
             # Files break the standard in many harmless ways; what matters shows when pixels decode.

@@ -92,7 +92,7 @@ def test_12_bit_jpeg_is_decoded_or_refused_by_the_installed_plugins(data_dir) ->
     try:
         assert decode_image(data).shape == (1024, 256, 1)
     except ImageError as error:
-        assert "12-bit" in str(error)  # noqa: PT017 - either outcome is right
+        assert "cannot be decoded" in str(error)  # noqa: PT017 - either outcome is right
 
 
 def test_equal_content_in_different_kinds_of_file_looks_equal(data_dir) -> None:

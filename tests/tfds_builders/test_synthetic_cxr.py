@@ -52,7 +52,7 @@ HEDGE = re.compile(
 
 @pytest.fixture(scope="module")
 def patients() -> list[world.Patient]:
-    return [world.sample_patient(3, index, world.Difficulty()) for index in range(400)]
+    return [world.sample_patient(3, index, world.BENCHMARK) for index in range(400)]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +72,17 @@ def _reports(patients):
 
 def _finding(label: int, severity: int, seed: int = 0) -> disease.Finding:
     rng = np.random.default_rng((label, seed))
-    finding = world.sample_finding(rng, label, world.Difficulty())
+    finding = world.sample_finding(rng, label, world.BENCHMARK)
     return disease.Finding(label, severity, finding.parts)
 
 
 def test_equal_seeds_give_equal_examples_and_other_seeds_do_not():
-    first, again = (generate.patient_examples(1, 7, SIZE, world.Difficulty()) for _ in range(2))
+    first, again = (generate.patient_examples(1, 7, SIZE, world.BENCHMARK) for _ in range(2))
     assert len(first) == len(again)
     for a, b in zip(first, again, strict=True):
         for key in a:
             assert np.array_equal(a[key], b[key]) if key != "boxes" else str(a[key]) == str(b[key])
-    other = generate.patient_examples(2, 7, SIZE, world.Difficulty())
+    other = generate.patient_examples(2, 7, SIZE, world.BENCHMARK)
     assert other[0]["image"] != first[0]["image"]
 
 
@@ -217,10 +217,12 @@ def test_sister_studies_keep_anatomy_and_chronic_findings(patients):
     patient = followed[0]
     rng = np.random.default_rng
     images = [
-        generate.render(patient, study, "PA", SIZE, opacity=1.0, rng=rng(0))[0].astype(float)
+        generate.render(patient, study, "PA", SIZE, world.BENCHMARK, rng=rng(0))[0].astype(float)
         for study in patient.studies[:2]
     ]
-    stranger = generate.render(followed[1], patient.studies[0], "PA", SIZE, opacity=1.0, rng=rng(0))
+    stranger = generate.render(
+        followed[1], patient.studies[0], "PA", SIZE, world.BENCHMARK, rng=rng(0)
+    )
     assert np.corrcoef(images[0].ravel(), images[1].ravel())[0, 1] > 0.9
     assert not np.array_equal(stranger[0], images[0])
 

@@ -27,23 +27,27 @@ class Exposure:
     seed: int
 
 
-def sample_exposure(rng: np.random.Generator, *, view: str) -> Exposure:
-    """Draws the settings of one image."""
-    narrow = rng.random() < 0.2
+def sample_exposure(rng: np.random.Generator, *, view: str, spread: float = 1.0) -> Exposure:
+    """Draws the settings of one image; `spread` is a factor on how much pose and window vary."""
+
+    def normal(deviation: float) -> float:
+        return spread * deviation * float(rng.standard_normal())
+
+    narrow = rng.random() < 0.2 * spread
     border = rng.uniform(0.0, 0.09, 4) if narrow else np.zeros(4)
     marker = (
         "" if rng.random() < 0.15 else ("L" if view == "LATERAL" else str(rng.choice(["R", "L"])))
     )
     return Exposure(
-        rotation=float(np.clip(1.3 * rng.standard_normal(), -4.0, 4.0)),
-        zoom=float(1.0 + 0.02 * rng.standard_normal()),
-        shift=(0.016 * float(rng.standard_normal()), 0.02 * float(rng.standard_normal())),
+        rotation=float(np.clip(normal(1.3), -4.0, 4.0)),
+        zoom=1.0 + normal(0.02),
+        shift=(normal(0.016), normal(0.02)),
         scatter=float(rng.uniform(0.02, 0.07)),
         noise=float(np.exp(rng.normal(np.log(0.022), 0.4))),
         blur=float(rng.uniform(0.002, 0.006)),
-        low=float(rng.normal(0.55, 0.12)),
-        high=float(rng.normal(4.25, 0.2)),
-        gamma=float(np.exp(0.13 * rng.standard_normal())),
+        low=0.55 + normal(0.12),
+        high=4.25 + normal(0.2),
+        gamma=float(np.exp(normal(0.13))),
         vignette=float(rng.uniform(0.0, 0.12)),
         collimation=(float(border[0]), float(border[1]), float(border[2]), float(border[3])),
         marker=marker,

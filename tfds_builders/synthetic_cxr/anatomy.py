@@ -120,35 +120,44 @@ class Scene:
         return float(midline(shape, np.float32(y)) + sign * (inner + lateral * (outer - inner))), y
 
 
-def sample_shape(rng: np.random.Generator, *, female: bool, age: int) -> Shape:
-    """Draws a patient's anatomy; the healthy spread overlaps with mild disease on purpose."""
-    base = 0.40 + 0.045 * rng.standard_normal()
-    thorax = 0.735 + 0.03 * rng.standard_normal() - 0.02 * female
+def sample_shape(rng: np.random.Generator, *, female: bool, age: int, spread: float = 1.0) -> Shape:
+    """Draws a patient's anatomy; the healthy spread overlaps with mild disease on purpose.
+
+    Args:
+        rng: source of the draws.
+        female: adds breasts and narrows the thorax.
+        age: in years.
+        spread: factor on the differences between patients.
+    """
+
+    def normal() -> float:
+        return spread * float(rng.standard_normal())
+
+    base = 0.40 + 0.045 * normal()
+    thorax = 0.735 + 0.03 * normal() - 0.02 * female
     return Shape(
         thorax=thorax,
-        apex=-0.76 + 0.03 * rng.standard_normal(),
-        base=(base, base + 0.045 + 0.02 * rng.standard_normal()),
-        dome=0.15 + 0.02 * rng.standard_normal(),
-        heart=float(
-            np.clip(0.435 + 0.0006 * (age - 50) + 0.026 * rng.standard_normal(), 0.37, 0.5)
-        ),
-        heart_y=0.22 + 0.02 * rng.standard_normal(),
-        heart_tilt=0.62 + 0.12 * rng.standard_normal(),
-        mediastinum=0.135 + 0.013 * rng.standard_normal(),
-        aorta=0.085 + 0.012 * rng.standard_normal() + 0.0004 * (age - 50),
-        rib_first=-0.75 + 0.02 * rng.standard_normal(),
-        rib_spacing=0.137 + 0.006 * rng.standard_normal(),
-        rib_slope=0.2 + 0.03 * rng.standard_normal(),
-        rib_width=0.027 + 0.003 * rng.standard_normal(),
-        curve=0.010 * rng.standard_normal(),
+        apex=-0.76 + 0.03 * normal(),
+        base=(base, base + 0.045 + 0.02 * normal()),
+        dome=0.15 + 0.02 * normal(),
+        heart=float(np.clip(0.435 + 0.0006 * (age - 50) + 0.026 * normal(), 0.37, 0.5)),
+        heart_y=0.22 + 0.02 * normal(),
+        heart_tilt=0.62 + 0.12 * normal(),
+        mediastinum=0.135 + 0.013 * normal(),
+        aorta=0.085 + 0.012 * normal() + 0.0004 * (age - 50),
+        rib_first=-0.75 + 0.02 * normal(),
+        rib_spacing=0.137 + 0.006 * normal(),
+        rib_slope=0.2 + 0.03 * normal(),
+        rib_width=0.027 + 0.003 * normal(),
+        curve=0.010 * normal(),
         curve_phase=rng.uniform(-0.5, 0.5),
-        shift=0.008 * rng.standard_normal(),
+        shift=0.008 * normal(),
         breast=rng.uniform(0.12, 0.4) if female else 0.0,
-        breast_y=0.32 + 0.05 * rng.standard_normal(),
-        fat=float(np.clip(0.15 + 0.03 * rng.standard_normal(), 0.08, 0.24)),
-        lucency=1.0 + 0.04 * rng.standard_normal(),
-        vessels=float(np.clip(1.0 + 0.18 * rng.standard_normal(), 0.5, 1.5)),
-        depth=0.55 + 0.03 * rng.standard_normal(),
+        breast_y=0.32 + 0.05 * normal(),
+        fat=float(np.clip(0.15 + 0.03 * normal(), 0.08, 0.24)),
+        lucency=1.0 + 0.04 * normal(),
+        vessels=float(np.clip(1.0 + 0.18 * normal(), 0.5, 1.5)),
+        depth=0.55 + 0.03 * normal(),
         gas=rng.uniform(0.05, 0.15),
         texture=int(rng.integers(1 << 31)),
     )

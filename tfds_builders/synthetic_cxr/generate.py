@@ -44,9 +44,7 @@ def patient_examples(seed: int, index: int, size: int, difficulty: Difficulty) -
         report = write_report(study, rng=np.random.default_rng((study.seed, 0)))
         for number, view in enumerate(study.views):
             rng = np.random.default_rng((study.seed, 1 + number))
-            image, masks, boxes = render(
-                patient, study, view, size, opacity=difficulty.opacity, rng=rng
-            )
+            image, masks, boxes = render(patient, study, view, size, difficulty, rng=rng)
             out.append(
                 {
                     "image": _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
@@ -77,8 +75,8 @@ def render(
     study: Study,
     view: str,
     size: int,
+    difficulty: Difficulty,
     *,
-    opacity: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """Takes one image of a study.
@@ -88,7 +86,7 @@ def render(
         study: the truth to be drawn.
         view: "PA" or "LATERAL".
         size: height and width in pixels.
-        opacity: factor on how much a finding changes the attenuation.
+        difficulty: how hard the findings are to see.
         rng: source of the exposure.
 
     Returns:
@@ -101,16 +99,15 @@ def render(
     scene = anatomy.compose(disease.deform(breathing, study.findings), view, size)
     for kind, side, seed in study.mimics:
         disease.draw_mimic(scene, kind, side, seed)
-    exposure = acquisition.sample_exposure(rng, view=view)
+    exposure = acquisition.sample_exposure(rng, view=view, spread=difficulty.spread)
     matrix = acquisition.pose_matrix(exposure, size)
     masks = np.zeros((size, size), np.uint16)
     boxes = []
     for finding in sorted(study.findings, key=disease.draw_order):
-        before = scene.attenuation.copy() if opacity != 1.0 else None
-        drawn = disease.draw(scene, finding)
-        if before is not None:
-            scene.attenuation += (opacity - 1.0) * (scene.attenuation - before)
-        for part_mask in drawn:
+        before = scene.attenuation.copy()
+        part_masks = disease.draw(scene, finding)
+        scene.attenuation += (difficulty.opacity - 1.0) * (scene.attenuation - before)
+        for part_mask in part_masks:
             mask = acquisition.warp_mask(part_mask, matrix)
             masks[mask] |= np.uint16(1 << finding.label)
             box = _box(mask)

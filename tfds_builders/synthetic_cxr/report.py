@@ -170,7 +170,7 @@ def _denials(study: Study, rng: np.random.Generator) -> list[str]:
     label = study.label()
     told: set[int] = set()
     out = []
-    talkative = rng.uniform(0.3, 1.2)  # some readers list every negative, others none
+    talkative = rng.uniform(0.2, 1.1)  # some readers list every negative, others none
     for group, sentences, chance in P.DENIALS:
         absent = all(label[index] == L.ABSENT for index in group)
         if absent and not told & set(group) and rng.random() < chance * talkative:
@@ -221,12 +221,12 @@ def _impression_section(study: Study, rng: np.random.Generator) -> str:
         if finding.label in study.hedged:
             continue
         if finding.label == L.DEVICE:
-            if rng.random() < 0.5:
+            if rng.random() < 0.8:
                 kinds = _join([P.DEVICE_NOUNS[part.kind] for part in finding.parts])
                 items.append(_sentence(f"{kinds} in place"))
             continue
-        if finding.label not in _ACUTE and rng.random() < 0.25:
-            continue  # chronic findings are often left out of the impression
+        if finding.label not in _ACUTE and rng.random() < 0.1:
+            continue  # chronic findings are sometimes left out of the impression
         text = noun_phrase(finding, rng)
         change = study.changes.get(finding.label)
         if change is not None and rng.random() < 0.5:
@@ -241,6 +241,9 @@ def _impression_section(study: Study, rng: np.random.Generator) -> str:
     elif not items or (not any(label[index] for index in _ACUTE) and rng.random() < 0.5):
         quiet = not any(label[index] for index in _ACUTE)
         items.append(_sentence(_pick(rng, P.NO_ACUTE) if quiet else "As described above"))
+    elif rng.random() < 0.4:
+        denials = _denials(study, rng)
+        items += [denials[index] for index in rng.permutation(len(denials))[:2]]
     items = [items[index] for index in rng.permutation(len(items))]
     if len(items) > 1 and rng.random() < 0.4:
         return " ".join(f"{number}. {item}" for number, item in enumerate(items, 1))

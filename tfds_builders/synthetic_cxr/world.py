@@ -65,6 +65,7 @@ class Difficulty:
         mimics: factor on the rate of harmless look-alikes.
         lateral: chance that a study also has a lateral view.
         single_rate: factor on the chance of each finding on its own.
+        spread: factor on how much builds, poses and display windows vary.
     """
 
     severities: tuple[float, float, float] = (0.18, 0.45, 0.37)
@@ -73,6 +74,7 @@ class Difficulty:
     mimics: float = 1.0
     lateral: float = 0.12
     single_rate: float = 1.0
+    spread: float = 1.0
 
 
 BENCHMARK = Difficulty()
@@ -81,10 +83,11 @@ BENCHMARK = Difficulty()
 EASY = Difficulty(
     severities=(0.06, 0.34, 0.60),
     extent=1.25,
-    opacity=1.35,
+    opacity=1.5,
     mimics=0.4,
     lateral=0.06,
     single_rate=0.85,
+    spread=0.6,
 )
 """For the quick start: what a small model can learn within minutes on a CPU."""
 
@@ -163,7 +166,7 @@ def sample_patient(seed: int, index: int, difficulty: Difficulty) -> Patient:
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
     female = bool(rng.random() < 0.5)
     age = int(np.clip(rng.normal(58, 17), 18, 94))
-    shape = sample_shape(rng, female=female, age=age)
+    shape = sample_shape(rng, female=female, age=age, spread=difficulty.spread)
     subject_id = f"p{seed:03d}{index:06d}"
     studies: list[Study] = []
     state: dict[int, Finding] = {}
