@@ -157,7 +157,7 @@ def test_gradient_is_the_weighted_sum_too(log, batch):
     both = gradient(("a", "b"), {"a": 0.3, "b": 2.0})
     alone = [gradient((name,), {name: weight}) for name, weight in (("a", 0.3), ("b", 2.0))]
     for got, *parts in zip(*map(jax.tree.leaves, (both, *alone)), strict=True):
-        np.testing.assert_allclose(got, sum(parts), atol=1e-6)
+        np.testing.assert_allclose(got, sum(parts), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
