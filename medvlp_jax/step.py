@@ -99,6 +99,11 @@ def place_state(
     return shapes, state_shardings(shapes, shapes.params, mesh, rules)
 
 
+def _average(old: Any, new: Any, decay: float) -> Any:
+    """Exponential moving average of two trees."""
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+
+
 def make_train_step(
     system: System,
     tx: optax.GradientTransformation,
@@ -135,11 +140,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         model_state = dict(updated)
         if ema_decay:
-            model_state["ema_params"] = jax.tree.map(
-                lambda old, new: ema_decay * old + (1 - ema_decay) * new,
-                state.model_state["ema_params"],
-                params,
-            )
+            model_state["ema_params"] = _average(state.model_state["ema_params"], params, ema_decay)
         metrics = {
             **metrics,
             "loss": loss,

@@ -274,7 +274,7 @@ def _draw_nodule(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     wobble = 0.12 * _texture(scene, part.seed, 40)
     inside = 1.0 - _radius(scene, cx, cy, radius, radius * 0.94) + wobble
     blob = 0.6 * ramp(inside, 0.5) + 0.4 * np.sqrt(np.clip(inside, 0.0, 1.0))
-    gain = 1.3 if part.kind == "calcified" else (0.0, 0.8, 1.0, 1.15)[finding.severity]
+    gain = 1.9 if part.kind == "calcified" else (0.0, 0.8, 1.0, 1.15)[finding.severity]
     scene.attenuation += gain * blob
     return _radius(scene, cx, cy, radius, radius) < 1.1
 
@@ -285,7 +285,7 @@ def _draw_fracture(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
     size = part.size
     callus = np.exp(-_radius(scene, x, y, 0.05 * size, 0.045 * size))
     swelling = np.exp(-_radius(scene, x, y, 0.13 * size, 0.09 * size))
-    scene.attenuation += (0.45 + 0.1 * grade) * callus + 0.18 * grade * swelling
+    scene.attenuation += (0.6 + 0.15 * grade) * callus + 0.2 * grade * swelling
     if part.kind == "clavicle":
         sign = 1.0 if part.side == LEFT else -1.0
         fall = 0.03 + 0.02 * grade
@@ -403,7 +403,8 @@ def _draw_thickening(scene: Scene, finding: Finding, part: Part) -> np.ndarray:
         extent = ramp(shape.apex + 0.28 * span - scene.y, 0.1)
         thick = 1.25 * thick
     band = ramp(thick * extent * (1.0 + 0.22 * noise) - wall, 0.025) * lung * (extent > 0.1)
-    scene.attenuation += band * (0.85 + 0.12 * noise)
+    plaques = np.clip(_texture(scene, part.seed + 1, 40) - 0.6, 0.0, 1.0)
+    scene.attenuation += band * (0.85 + 0.12 * noise + 1.2 * plaques)
     scene.attenuation -= band * scene.vessels
     return band > 0.4
 
@@ -454,27 +455,27 @@ def device_lines(scene: Scene, part: Part) -> tuple[list[np.ndarray], float, flo
     if part.kind == "tube":
         tip = -0.24 + jitter[0]
         path = [(0.02 + jitter[1], -1.1), (jitter[2] * 0.5, -0.6), (0.005, tip)]
-        width, gain = 0.036, 0.75
+        width, gain = 0.036, 0.9
     elif part.kind == "feeding tube":
         path = [(0.03, -1.1), (0.03 + jitter[0], -0.4), (0.05 + jitter[1], 0.1)]
         path += [(0.07 + jitter[2], 0.45), (0.22, 0.62), (0.36 + jitter[3], 0.66)]
-        width, gain = 0.022, 0.85
+        width, gain = 0.022, 1.1
     elif part.kind in ("central line", "port"):
         start = [(sign * 0.24, -0.98), (sign * 0.22, -0.75)]
         if part.kind == "port":
             x, y = scene.locate(part.side, 0.3, 0.62, 0.0)
             start = [(x, y), (sign * 0.36, -0.62)]
         path = [*start, (-0.04 + 0.1 * sign, -0.5), (-0.10, -0.3), (-0.11 + jitter[0], 0.02)]
-        width, gain = 0.020, 0.9
+        width, gain = 0.020, 1.2
     elif part.kind == "pacemaker":
         path = [(sign * 0.50, -0.52), (sign * 0.38, -0.66), (0.04 * sign, -0.5), (-0.11, -0.2)]
         path += [(-0.12, 0.15), (0.02, 0.33 + jitter[0]), (0.24 + jitter[1], 0.34)]
-        width, gain = 0.018, 0.95
+        width, gain = 0.020, 2.0
     elif part.kind == "chest tube":
         x0, y0 = scene.locate(part.side, 0.80, 1.12, 0.4)
         x1, y1 = scene.locate(part.side, 0.60, 0.66, 0.5)
         x2, y2 = scene.locate(part.side, 0.18, 0.52 + jitter[0], 0.5)
-        path, width, gain = [(x0, y0), (x1, y1), (x2, y2)], 0.036, 0.8
+        path, width, gain = [(x0, y0), (x1, y1), (x2, y2)], 0.036, 1.0
         return [_smooth(path)], width, gain
     else:  # sternal wires
         lines = []
@@ -483,7 +484,7 @@ def device_lines(scene: Scene, part: Part) -> tuple[list[np.ndarray], float, flo
             angle = np.linspace(0.0, 2.0 * np.pi, 13)
             rx = 0.012 if side_view else 0.035
             lines.append(np.stack([cx + rx * np.cos(angle), y + 0.018 * np.sin(angle)], -1))
-        return lines, 0.012, 1.1
+        return lines, 0.014, 2.5
     if side_view:
         path = [
             (0.05 + back * (0.4 - y) * 0.6 - 0.25 * (part.kind == "pacemaker"), y) for _, y in path

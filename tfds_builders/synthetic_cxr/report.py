@@ -170,7 +170,9 @@ def _denials(study: Study, rng: np.random.Generator) -> list[str]:
     label = study.label()
     told: set[int] = set()
     out = []
-    talkative = rng.uniform(0.2, 1.1)  # some readers list every negative, others none
+    talkative = study.chatter * rng.uniform(
+        0.2, 1.1
+    )  # some readers list every negative, others none
     for group, sentences, chance in P.DENIALS:
         absent = all(label[index] == L.ABSENT for index in group)
         if absent and not told & set(group) and rng.random() < chance * talkative:
@@ -198,7 +200,7 @@ def _findings_section(study: Study, rng: np.random.Generator) -> str:
         if certain and rng.random() < 0.6:
             sentences.append(_resolved(finding, rng))
     sentences += _denials(study, rng)
-    while rng.random() < 0.25:
+    while rng.random() < 0.25 * study.chatter:
         sentences.append(_sentence(_pick(rng, P.FILLERS)))
     if not sentences:
         sentences.append(_sentence(_pick(rng, P.FILLERS)))
@@ -241,7 +243,7 @@ def _impression_section(study: Study, rng: np.random.Generator) -> str:
     elif not items or (not any(label[index] for index in _ACUTE) and rng.random() < 0.5):
         quiet = not any(label[index] for index in _ACUTE)
         items.append(_sentence(_pick(rng, P.NO_ACUTE) if quiet else "As described above"))
-    elif rng.random() < 0.4:
+    elif rng.random() < 0.4 * study.chatter:
         denials = _denials(study, rng)
         items += [denials[index] for index in rng.permutation(len(denials))[:2]]
     items = [items[index] for index in rng.permutation(len(items))]

@@ -66,6 +66,8 @@ class Difficulty:
         lateral: chance that a study also has a lateral view.
         single_rate: factor on the chance of each finding on its own.
         spread: factor on how much builds, poses and display windows vary.
+        chatter: factor on how much a report says beyond the findings that are there: denials,
+            hedges, irrelevant sentences.
     """
 
     severities: tuple[float, float, float] = (0.18, 0.45, 0.37)
@@ -75,6 +77,7 @@ class Difficulty:
     lateral: float = 0.12
     single_rate: float = 1.0
     spread: float = 1.0
+    chatter: float = 1.0
 
 
 BENCHMARK = Difficulty()
@@ -88,6 +91,7 @@ EASY = Difficulty(
     lateral=0.06,
     single_rate=0.85,
     spread=0.6,
+    chatter=0.5,
 )
 """For the quick start: what a small model can learn within minutes on a CPU."""
 
@@ -120,6 +124,7 @@ class Study:
         resolved: findings of the prior study that are gone.
         mimics: harmless look-alikes (kind, side, seed).
         views: views taken, PA first.
+        chatter: how much the report says beyond what is there, 1 = usual.
         breath: how much deeper than usual the patient inhaled, in half image widths.
         seed: seed of everything that is not the patient's state (exposures, wording, questions).
     """
@@ -134,6 +139,7 @@ class Study:
     resolved: tuple[Finding, ...]
     mimics: tuple[tuple[str, int, int], ...]
     views: tuple[str, ...]
+    chatter: float
     breath: float
     seed: int
 
@@ -189,11 +195,12 @@ def sample_patient(seed: int, index: int, difficulty: Difficulty) -> Patient:
                 days=days,
                 age=age + days // 365,
                 findings=tuple(state[label] for label in sorted(state)),
-                hedged=_sample_hedges(rng, state, mimics),
+                hedged=_sample_hedges(rng, state, mimics, difficulty.chatter),
                 changes=_changes(before, state) if number else {},
                 resolved=tuple(before[k] for k in sorted(set(before) - set(state))),
                 mimics=mimics,
                 views=("PA", "LATERAL") if rng.random() < difficulty.lateral else ("PA",),
+                chatter=difficulty.chatter,
                 breath=float(0.018 * rng.standard_normal()),
                 seed=int(rng.integers(1 << 31)),
             )
@@ -316,20 +323,23 @@ def _sample_mimics(
 
 
 def _sample_hedges(
-    rng: np.random.Generator, state: dict[int, Finding], mimics: tuple[tuple[str, int, int], ...]
+    rng: np.random.Generator,
+    state: dict[int, Finding],
+    mimics: tuple[tuple[str, int, int], ...],
+    chatter: float,
 ) -> frozenset[int]:
     """Labels the reader is not sure of: subtle findings, look-alikes, and the odd doubt."""
     hedged = set()
     for label in sorted(state):
         subtle = state[label].severity == 1 and label not in (L.DEVICE, L.SCOLIOSIS)
-        if subtle and rng.random() < 0.3:
+        if subtle and rng.random() < 0.3 * chatter:
             hedged.add(label)
     for kind, _, _ in mimics:
         label = _HEDGED_MIMIC.get(kind)
-        if label is not None and label not in state and rng.random() < 0.25:
+        if label is not None and label not in state and rng.random() < 0.25 * chatter:
             hedged.add(label)
     for label, rate in ((L.CONSOLIDATION, 0.015), (L.EDEMA, 0.015), (L.ATELECTASIS, 0.02)):
-        if label not in state and rng.random() < rate:
+        if label not in state and rng.random() < rate * chatter:
             hedged.add(label)
     return frozenset(hedged)
 
@@ -390,7 +400,7 @@ def _consolidation(rng: np.random.Generator, severity: int) -> tuple[Part, ...]:
 
 def _nodule(rng: np.random.Generator, severity: int) -> tuple[Part, ...]:
     count = int(rng.choice((1, 2, 3, 4), p=(0.55, 0.2, 0.15, 0.10)))
-    kind = "calcified" if rng.random() < 0.2 else ""
+    kind = "calcified" if rng.random() < 0.3 else ""
     return tuple(
         _part(rng, _side(rng), kind=kind, lateral=(0.3, 0.88), height=(0.12, 0.92))
         for _ in range(count)
