@@ -16,10 +16,10 @@ def get_config(arg: str = ""):
     options = parse_arg(arg, smoke=False, cpu=True, data="synthetic_cxr")
     size = common.size_of(options)
     config = common.assemble(
-        data=common.data(options.data, text=dict(max_length=48, sample="report")),
+        data=common.data(options.data, text=dict(max_length=64, sample="report")),
         model=dict(
             image_encoder=common.vit(size, pooling="pooler"),
-            text_encoder=common.bert(size, pooling="pooler", depth=2),
+            text_encoder=common.bert(size, pooling="pooler"),
             **common.linear_heads(size, 128),
         ),
         objectives=dict(info_nce=dict(weight=1.0)),
