@@ -460,6 +460,7 @@ def run_export(
         max_length=config.data.text.max_length,
         logit_scale=trained_logit_scale(model_variables, run.system.objectives),
         card=card,
+        batch_stats=model_variables.get("batch_stats", {}).get("model"),
     )
     if is_main_process():
         how = (

@@ -24,7 +24,7 @@ import safetensors.numpy
 
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import keys
-from medvlp_jax.models import bert, heads, vit
+from medvlp_jax.models import bert, convnext, heads, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 
 TOLERANCE = 1e-4
@@ -87,11 +87,12 @@ def export(
     max_length: int,
     logit_scale: float,
     card: str,
+    batch_stats: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Writes config, weights, tokenizer, image processor and model card.
 
     Args:
-        model: a dual encoder of `vit.Encoder` and `bert.Encoder`.
+        model: a dual encoder of `vit.Encoder` or `convnext.Encoder` and `bert.Encoder`.
         params: its parameters (`variables["params"]["model"]`).
         tokenizer: from `data.text`.
         folder: made; an earlier export there is replaced once the new one is verified.
@@ -99,6 +100,8 @@ def export(
         max_length: tokens per text.
         logit_scale: factor of the cosine, already exponentiated.
         card: text of README.md, from `model_card`.
+        batch_stats: the model's running statistics, if its image encoder has BatchNorm; they are folded into
+            the weights.
 
     Raises:
         UserError: the model does not fit (names each part and the config key to change), the folder holds
@@ -108,6 +111,14 @@ def export(
     folder = pathlib.Path(folder)
     _check_replaceable(folder)
     host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(params))
+    if isinstance(model.image_encoder, convnext.Encoder) and model.image_encoder.batch_norm:
+        if batch_stats is None:
+            raise UserError(
+                "the image encoder has BatchNorm: pass its running statistics, batch_stats"
+            )
+        stats = jax.tree.map(np.asarray, dict(batch_stats["image_encoder"]))
+        host["image_encoder"] = convnext.fold(host["image_encoder"], stats)
+        model = model.clone(image_encoder=model.image_encoder.clone(batch_norm=False))
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -155,9 +166,13 @@ def check(model: VisionLanguageModel, image: ImageInput, tokenizer: Any) -> None
 
 def _image_problems(encoder: Any, image: ImageInput) -> list[str]:
     key = "model.image_encoder"
+    if isinstance(encoder, convnext.Encoder):
+        return _size_problems(image, encoder.stride)
     if not isinstance(encoder, vit.Encoder):
         kind = type(encoder).__module__.rpartition(".")[2]
-        return [f"{key}.name={kind!r}: only 'vit' exports; train with {key}.name='vit'"]
+        return [
+            f"{key}.name={kind!r}: only 'vit' and 'convnext' export; train with {key}.name='vit'"
+        ]
     problems = []
     if encoder.pooling not in ("pooler", "cls"):
         problems.append(f"{key}.pooling={encoder.pooling!r}: use 'pooler' or 'cls'")
@@ -165,8 +180,13 @@ def _image_problems(encoder: Any, image: ImageInput) -> list[str]:
         problems.append(f"{key}.class_token=False: use True")
     if encoder.pre_layernorm:
         problems.append(f"{key}.pre_layernorm=True (a clip-* variant): use a variant without clip-")
-    if image.size % encoder.patch_size:
-        problems.append(f"data.image.size={image.size}: use a multiple of {encoder.patch_size}")
+    return problems + _size_problems(image, encoder.patch_size)
+
+
+def _size_problems(image: ImageInput, multiple: int) -> list[str]:
+    problems = []
+    if image.size % multiple:
+        problems.append(f"data.image.size={image.size}: use a multiple of {multiple}")
     if image.channels != 3:
         problems.append(f"data.image.channels={image.channels}: use 3 (grey images are repeated)")
     return problems
@@ -266,20 +286,10 @@ def weights(
     """
     vision: Any = model.image_encoder
     text: Any = model.text_encoder
-    tensors = keys.to_torch(params["image_encoder"], vit.TORCH_RULES, prefix="vision_model.")
+    rules = convnext.TORCH_RULES if isinstance(vision, convnext.Encoder) else vit.TORCH_RULES
+    tensors = keys.to_torch(params["image_encoder"], rules, prefix="vision_model.")
     tensors |= keys.to_torch(params["text_encoder"], bert.TORCH_RULES, prefix="text_model.")
-    fill: dict[str, np.ndarray] = {}
-    if vision.pooling == "cls":
-        fill["vision_model.pooler.dense.weight"] = np.eye(vision.width, dtype=np.float32)
-        fill["vision_model.pooler.dense.bias"] = np.zeros(vision.width, np.float32)
-    if not vision.patch_bias:
-        fill["vision_model.embeddings.patch_embeddings.projection.bias"] = np.zeros(
-            vision.width, np.float32
-        )
-    if vision.positions == "sincos":
-        side = image.size // vision.patch_size
-        table = vit.sincos_2d(vision.width, (side, side), cls=True)
-        fill["vision_model.embeddings.position_embeddings"] = table[None].astype(np.float32)
+    fill = {} if isinstance(vision, convnext.Encoder) else _vit_fill(vision, image)
     if not text.token_types:
         fill["text_model.embeddings.token_type_embeddings.weight"] = np.zeros(
             (1, text.width), np.float32
@@ -292,6 +302,22 @@ def weights(
         kernel = np.eye(width, dtype=np.float32) if head is None else head["fc"]["kernel"]
         fill[f"{theirs}.weight"] = np.ascontiguousarray(kernel.T)
     return tensors | fill
+
+
+def _vit_fill(vision: vit.Encoder, image: ImageInput) -> dict[str, np.ndarray]:
+    fill: dict[str, np.ndarray] = {}
+    if vision.pooling == "cls":
+        fill["vision_model.pooler.dense.weight"] = np.eye(vision.width, dtype=np.float32)
+        fill["vision_model.pooler.dense.bias"] = np.zeros(vision.width, np.float32)
+    if not vision.patch_bias:
+        fill["vision_model.embeddings.patch_embeddings.projection.bias"] = np.zeros(
+            vision.width, np.float32
+        )
+    if vision.positions == "sincos":
+        side = image.size // vision.patch_size
+        table = vit.sincos_2d(vision.width, (side, side), cls=True)
+        fill["vision_model.embeddings.position_embeddings"] = table[None].astype(np.float32)
+    return fill
 
 
 def config(
@@ -315,6 +341,21 @@ def config(
 
 
 def _vision_config(encoder: Any, image: ImageInput) -> dict[str, Any]:
+    if isinstance(encoder, convnext.Encoder):
+        return {
+            "model_type": "convnext",
+            "hidden_size": encoder.width,  # read by VisionTextDualEncoderModel, not by ConvNextModel
+            "hidden_sizes": list(encoder.hidden_sizes),
+            "depths": list(encoder.depths),
+            "num_stages": len(encoder.depths),
+            "hidden_act": "gelu",
+            "layer_norm_eps": encoder.layer_norm_eps,
+            "layer_scale_init_value": encoder.layer_scale,
+            "drop_path_rate": encoder.drop_path,
+            "image_size": image.size,
+            "patch_size": encoder.patch_size,
+            "num_channels": image.channels,
+        }
     return {
         "model_type": "vit",
         "hidden_size": encoder.width,

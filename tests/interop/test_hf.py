@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from medvlp_jax.data.transforms import centre_crop, resize_shorter
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import hf
 from medvlp_jax.interop.model_card import model_card
-from medvlp_jax.models import bert, heads, resnet, vit
+from medvlp_jax.models import bert, convnext, heads, resnet, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 
 LENGTH = 16
@@ -122,6 +123,46 @@ def test_roberta(tokenizer, tmp_path) -> None:
         run(make_model(words=dict(position_ids="roberta")), params, tokenizer, tmp_path / "no")
 
 
+@pytest.mark.parametrize("head", [True, False])
+def test_convnext(head: bool, tokenizer, tmp_path) -> None:
+    encoder = convnext.Encoder(**{**convnext.VARIANTS["test"], "patch_size": 4})
+    width = encoder.hidden_sizes[-1]
+    if head:
+        model = make_model(image_encoder=encoder)
+    else:
+        projection = heads.LinearProjection(width)
+        model = make_model(image_encoder=encoder, image_projection=None, text_projection=projection)
+    params = make_params(model)
+    done = run(model, params, tokenizer, tmp_path / "out")
+    assert done.verified
+    assert done.difference <= hf.TOLERANCE
+    compare(model, params, tokenizer, tmp_path / "out")
+    wrong = hf.ImageInput(size=36, channels=3, mean=(0.5,), std=(0.25,))
+    with pytest.raises(UserError, match="multiple of 8"):
+        run(model, params, tokenizer, tmp_path / "no", image=wrong)
+
+
+def test_batch_norm_is_folded_into_the_weights(tokenizer, tmp_path) -> None:
+    encoder = convnext.Encoder(**{**convnext.VARIANTS["test"], "patch_size": 4}, batch_norm=True)
+    model = make_model(image_encoder=encoder)
+    params = make_params(model)
+    plain = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    rng = np.random.default_rng(3)
+    stats = jax.tree.map(
+        lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), plain["batch_stats"]
+    )
+    trained = {"params": params["image_encoder"], "batch_stats": stats}
+    pixels = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    expected: Any = encoder.apply(trained, pixels)
+    folded = {"params": convnext.fold(params["image_encoder"], stats)}
+    got: Any = encoder.clone(batch_norm=False).apply(folded, pixels)
+    np.testing.assert_allclose(got["pooled"], expected["pooled"], atol=1e-4, rtol=1e-4)
+    statistics = {"image_encoder": stats}
+    done = run(model, params, tokenizer, tmp_path / "out", batch_stats=statistics)
+    assert done.verified
+    assert done.difference <= hf.TOLERANCE
+
+
 def test_every_file_loads_without_the_internet(tokenizer, tmp_path) -> None:
     pytest.importorskip("torch")
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -174,7 +215,7 @@ REFUSED = {
     "fusion": (dict(fusion=heads.ItmHead()), "fusion"),
     "resnet": (
         dict(image_encoder=resnet.Encoder(**next(iter(resnet.VARIANTS.values())))),
-        "only 'vit'",
+        "only 'vit' and 'convnext'",
     ),
 }
 
