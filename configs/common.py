@@ -127,6 +127,12 @@ def resnet(size: str, full: str = "50", **settings) -> dict:
     return dict(name="resnet", **small.get(size, dict(variant=full)), **settings)
 
 
+def convnext(size: str, full: str = "T", **settings) -> dict:
+    """ConvNeXt of the wanted size, see `vit`."""
+    variant = {"full": full, "cpu": "quickstart", "smoke": "test"}[size]
+    return dict(name="convnext", variant=variant, **settings)
+
+
 def bert(size: str, full: str = "base", **settings) -> dict:
     """BERT of the wanted size, see `vit`. Small ones train without dropout: they see little data."""
     variant = {"full": full, "cpu": "quickstart", "smoke": "test"}[size]
@@ -149,7 +155,7 @@ def shrink(config: Config, size: str) -> Config:
     if size == "full":
         return config
     tiny = size == "smoke"
-    if tiny and config.data.dataset == "synthetic_cxr":
+    if tiny and config.data.dataset.startswith("synthetic_cxr"):
         config.data.dataset = "synthetic_cxr/tiny"
     _update(
         config.data,

@@ -20,7 +20,7 @@ _WINDOW = 7  # side of the depthwise convolution
 VARIANTS: dict[str, dict[str, Any]] = {
     "test": {"hidden_sizes": (16, 32), "depths": (1, 1), "patch_size": 8, "layer_scale": 1.0},
     "quickstart": {
-        "hidden_sizes": (64, 128, 256),
+        "hidden_sizes": (48, 96, 192),
         "depths": (1, 2, 1),
         "patch_size": 8,
         "layer_scale": 1.0,

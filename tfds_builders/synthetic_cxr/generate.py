@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import cv2
@@ -18,7 +19,7 @@ from tfds_builders.synthetic_cxr.questions import ask
 from tfds_builders.synthetic_cxr.report import write_report
 from tfds_builders.synthetic_cxr.world import BENCHMARK, Difficulty, Patient, Study, sample_patient
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 """Version of the generator: equal versions and seeds give equal examples."""
 
 JPEG_QUALITY = 95
@@ -168,8 +169,9 @@ def generate(
         return
     # "spawn": the parent may hold the threads of JAX, which a fork would not survive.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start_worker) as pool:
-        for examples in pool.imap(_run_job, jobs, chunksize=chunk):
+    # An executor, not a Pool: when a worker cannot start, a Pool starts the next one for ever.
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as executor:
+        for examples in executor.map(_run_job, jobs, chunksize=chunk):
             yield from examples
 
 

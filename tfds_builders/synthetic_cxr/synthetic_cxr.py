@@ -40,13 +40,24 @@ class SyntheticCxr(tfds.core.GeneratorBasedBuilder):
     # import a package (importlib_resources) that TFDS does not declare as its dependency.
     code_path = None
     VERSION = tfds.core.Version(generate.VERSION)
-    RELEASE_NOTES = {generate.VERSION: "First version."}  # noqa: RUF012
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "First version.",
+        "1.1.0": "Clearer devices and fractures; wording and difficulty settings; `quickstart`.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012
         SyntheticCxrConfig(
             name="default",
-            description="For the quick start: 3,000 / 300 / 700 images of 256 pixels, clear findings.",
+            description="3,000 / 300 / 700 images of 256 pixels, clear findings.",
             patients=(1455, 145, 340),
             difficulty=world.EASY,
+        ),
+        SyntheticCxrConfig(
+            name="quickstart",
+            description="For the quick start: 7,500 / 300 / 1,100 images of 128 pixels, gross findings.",
+            image_size=128,
+            patients=(4000, 160, 600),
+            seed=4,
+            difficulty=world.VIVID,
         ),
         SyntheticCxrConfig(
             name="tiny",

@@ -93,7 +93,18 @@ EASY = Difficulty(
     spread=0.6,
     chatter=0.5,
 )
-"""For the quick start: what a small model can learn within minutes on a CPU."""
+"""Clear findings, but still mild ones, look-alikes and lateral views among them."""
+
+VIVID = Difficulty(
+    severities=(0.0, 0.0, 1.0),
+    extent=1.4,
+    opacity=2.2,
+    mimics=0.0,
+    lateral=0.0,
+    spread=0.5,
+    chatter=0.3,
+)
+"""For the quick start: gross findings on frontal views, which a model learns within minutes on a CPU."""
 
 _FOCAL = frozenset(
     {
