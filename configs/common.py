@@ -164,7 +164,7 @@ def shrink(config: Config, size: str) -> Config:
             max_examples=64 if tiny else None,
             image=dict(size=64 if tiny else 128, resize=None),
             text=dict(
-                max_length=48 if tiny else min(64, config.data.text.max_length),
+                max_length=48 if tiny else min(96, config.data.text.max_length),
                 vocab_size=1024 if tiny else 2048,
                 tokenizer=None,
             ),

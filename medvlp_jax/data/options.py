@@ -11,7 +11,7 @@ from medvlp_jax.errors import UserError
 
 Crop = Literal["none", "random", "random_resized"]
 Fit = Literal["crop", "pad"]
-Sample = Literal["report", "findings", "impression", "section", "sentence"]
+Sample = Literal["report", "findings", "impression", "section", "sentence", "sentences"]
 Pairing = Literal["paired", "unpaired"]
 
 
@@ -79,7 +79,8 @@ class TextOptions:
         max_length: L.
         lowercase: normalisation of a trained tokenizer.
         sample: the text of a training row: the whole report, one section (`"findings"`,
-            `"impression"`, or `"section"`: a random one of the two), or a random sentence (ConVIRT).
+            `"impression"`, or `"section"`: a random one of the two), a random sentence (ConVIRT), or
+            `"sentences"`: a random non-empty subset of the sentences, in order (small corpora).
             A row that lacks the section gives its report. Evaluation reads the whole report instead
             of a random part.
         clean: remove de-identification masks and normalise (`clean_text`).

@@ -196,6 +196,10 @@ def config_tokenizer(config: Mapping[str, Any] | DataOptions) -> text_lib.Tokeni
 # From examples to rows
 
 
+_RANDOM_SAMPLES = ("section", "sentence", "sentences")
+"""Values of `text.sample` that choose a part at random in training."""
+
+
 class _TextEncoder:
     """Chooses, cleans and tokenises the text of an example; remembers what it tokenised."""
 
@@ -212,16 +216,19 @@ class _TextEncoder:
         clean = text_lib.clean_text if self.options.clean else str
         report = clean(example.get("text", ""))
         sample = self.options.sample
-        if sample == "report" or (rng is None and sample in ("section", "sentence")):
+        if sample == "report" or (rng is None and sample in _RANDOM_SAMPLES):
             return report
         found = {k: clean(example.get(k) or "") for k in ("findings", "impression")}
         if not any(found.values()):
             found = text_lib.split_sections(report)
         present = [found[k] for k in ("findings", "impression") if found.get(k)]
-        if sample == "sentence":
+        if sample in ("sentence", "sentences"):
             # Of findings and impression where they can be told apart: headers, indication and
             # technique say nothing about the image.
             choices = text_lib.split_sentences("\n\n".join(present) or report)
+            if sample == "sentences" and choices and rng:
+                kept = rng.permutation(len(choices))[: rng.integers(1, len(choices) + 1)]
+                choices = [" ".join(choices[index] for index in sorted(kept))]
         elif sample == "section":
             choices = present
         else:

@@ -22,7 +22,8 @@ class InfoNce(Objective):
         max_scale: largest scale (CLIP: 100).
         image_to_text_weight: weight of the image-to-text direction (ConVIRT: 0.75).
         duplicates: "ignore" contrasts equal texts as the papers do; "mask" takes them out of the
-            negatives (sister images of one study share a text).
+            negatives (sister images of one study share a text); "mask_patient" takes all other rows of
+            a patient out as well (`subject_id`).
     """
 
     temperature: float = 0.07
@@ -36,16 +37,20 @@ class InfoNce(Objective):
         """See the base class; metrics: logit_scale, accuracy (retrieval within the batch)."""
         del train
         (clean,) = passes
-        if self.duplicates not in ("ignore", "mask"):
-            raise UserError(f"info_nce duplicates={self.duplicates!r}: choose ignore or mask")
+        if self.duplicates not in ("ignore", "mask", "mask_patient"):
+            raise UserError(
+                f"info_nce duplicates={self.duplicates!r}: choose ignore, mask or mask_patient"
+            )
         start = -math.log(self.temperature)
         log_scale = jnp.asarray(start, jnp.float32)
         if self.learnable:
             log_scale = self.param("log_logit_scale", nn.initializers.constant(start), ())
         scale = jnp.exp(jnp.minimum(log_scale, math.log(self.max_scale)))
         drop = None
-        if self.duplicates == "mask":
+        if self.duplicates != "ignore":
             drop = loss_lib.duplicate_negatives(clean.batch["text_id"])
+        if self.duplicates == "mask_patient":
+            drop = drop | loss_lib.duplicate_negatives(clean.batch["subject_id"])
         image, text = clean.outputs["image_embed"], clean.outputs["text_embed"]
         masks = dict(example_mask=clean.batch.get("example_mask"), drop_negatives=drop)
         loss = loss_lib.info_nce(
