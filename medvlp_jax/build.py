@@ -23,6 +23,7 @@ from medvlp_jax import config as config_lib
 from medvlp_jax.config import Config
 from medvlp_jax.data import device_transforms, pipeline, text
 from medvlp_jax.errors import UserError
+from medvlp_jax.interop import pretrained
 from medvlp_jax.models.vision_language import VisionLanguageModel
 from medvlp_jax.objectives.system import System
 from medvlp_jax.types import Batch
@@ -131,7 +132,7 @@ def build_model(config: Config, *, vocab_size: int) -> VisionLanguageModel:
         settings = config.model.get(part)
         if settings:
             parts[part] = _build_part(part, dict(settings), injected)
-    unknown = set(config.model) - set(_MODEL_PARTS) - {"dtype", *_MODEL_OPTIONS}
+    unknown = set(config.model) - set(_MODEL_PARTS) - {"dtype", "lora", *_MODEL_OPTIONS}
     if unknown:
         raise UserError(
             f"config key model.{min(unknown)} does not exist; the model has {', '.join(_MODEL_PARTS)}"
@@ -155,6 +156,7 @@ def _build_part(part: str, settings: dict[str, Any], injected: Mapping[str, Any]
     if "name" not in settings:
         raise UserError(f"config key {key}.name is missing: it names a file in medvlp_jax/models/")
     name, variant = settings.pop("name"), settings.pop("variant", None)
+    settings.pop("init", None)  # weights to start from, see warm_start.py
     module, cls = load_class("models", name, key, attribute="Encoder")
     defaults: dict[str, Any] = {}
     if variant is not None:
@@ -222,10 +224,36 @@ def build_tokenizer(config: Config, workdir: str | pathlib.Path) -> Any:
     folder = pathlib.Path(workdir) / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return text.load_tokenizer(str(folder))
-    tokenizer = pipeline.config_tokenizer(config.data)
+    source = str((config.model.get("text_encoder") or {}).get("init") or "")
+    tokenizer = _checkpoint_tokenizer(source, config) if source else None
+    if tokenizer is None:
+        tokenizer = pipeline.config_tokenizer(config.data)
     if jax.process_index() == 0:
         tokenizer.save_pretrained(str(folder))
     return tokenizer
+
+
+def _checkpoint_tokenizer(source: str, config: Config) -> Any:
+    """The tokenizer that a text checkpoint was trained with; None = the config names it.
+
+    Raises:
+        UserError: there is none, or the config names one with other tokens.
+    """
+    folder, wanted = pretrained.tokenizer_folder(source), config.data.text.tokenizer
+    if folder is None:
+        if not wanted:
+            raise UserError(
+                f"no tokenizer lies beside {source}: set data.text.tokenizer to the vocab.txt or folder "
+                "of the tokenizer of this checkpoint"
+            )
+        return None
+    own = text.load_tokenizer(str(folder))
+    if wanted and text.load_tokenizer(wanted).backend.get_vocab() != own.backend.get_vocab():
+        raise UserError(
+            f"data.text.tokenizer={wanted!r} has other tokens than the tokenizer of {source}, whose "
+            "weights it would scramble; leave data.text.tokenizer out"
+        )
+    return own
 
 
 def make_preprocess(config: Config) -> Any:
@@ -238,6 +266,22 @@ def make_preprocess(config: Config) -> Any:
         return {**batch, "image": pixels}
 
     return preprocess
+
+
+def lora_settings(config: Config) -> dict[str, Any] | None:
+    """`config.model.lora` (regex, rank, alpha), None when its regex is empty.
+
+    Raises:
+        UserError: a key is missing or not known, or rank or alpha is not positive.
+    """
+    settings = dict(config.model.get("lora") or {})
+    if not settings.get("regex"):
+        return None
+    if set(settings) != {"regex", "rank", "alpha"}:
+        raise UserError(f"config key model.lora takes regex, rank and alpha, got {sorted(settings)}")
+    if settings["rank"] < 1 or settings["alpha"] <= 0:
+        raise UserError("config keys model.lora.rank and model.lora.alpha must be positive")
+    return settings
 
 
 def sharding_rules(config: Config) -> tuple[Any, ...]:

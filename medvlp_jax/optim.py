@@ -148,6 +148,18 @@ def make_optimizer(
     return optax.chain(*chain), schedule
 
 
+def frozen_for_ever(optim: Mapping[str, Any], params: Any) -> Any:
+    """Tree of bools: which parameters have a group with `freeze=True`.
+
+    Args:
+        optim: the config's `optim` group.
+        params: parameters or their shapes.
+    """
+    groups = _groups(optim, total=1, steps_per_epoch=1)
+    labels = assign_groups(params, groups)
+    return jax.tree.map(lambda label: groups[int(label)].freeze_steps is None, labels)
+
+
 def _group_transform(
     optim: Mapping[str, Any], group: _Group, schedule: Schedule, decay_mask: Any
 ) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from medvlp_jax import build, evaluate
+from medvlp_jax import build, evaluate, warm_start
 from medvlp_jax import config as config_lib
 from medvlp_jax.checkpoint import Checkpoints, abstract
 from medvlp_jax.config import Config
@@ -25,10 +25,12 @@ from medvlp_jax.data.options import data_options
 from medvlp_jax.data.spec import load_spec
 from medvlp_jax.data.transforms import eval_image
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import hf, model_card
+from medvlp_jax.interop import formats, model_card
+from medvlp_jax.interop.exporting import ImageInput, Trained
 from medvlp_jax.metrics import MetricLog
+from medvlp_jax.models.vision_language import VisionLanguageModel
 from medvlp_jax.objectives.system import System
-from medvlp_jax.optim import make_optimizer
+from medvlp_jax.optim import frozen_for_ever, make_optimizer
 from medvlp_jax.parallel.distributed import is_main_process
 from medvlp_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from medvlp_jax.parallel.rules import placement_table
@@ -161,10 +163,13 @@ class Training:
     shapes: TrainState
     shardings: TrainState
     step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
+    model: VisionLanguageModel
+    checkpoints: Mapping[str, str]
 
     def fresh_state(self) -> TrainState:
-        """Initial state, made in place on the mesh: no host ever holds the whole of it."""
-        return jax.jit(self.init, out_shardings=self.shardings)(self.key, self.example)
+        """Initial state, made in place on the mesh; towers with `init` get the weights of their files."""
+        state = jax.jit(self.init, out_shardings=self.shardings)(self.key, self.example)
+        return warm_start.warm_start(state, self.model, self.checkpoints, self.shardings)
 
 
 def make_training(run: Run) -> Training:
@@ -178,7 +183,13 @@ def make_training(run: Run) -> Training:
             config.optim, params, total=run.total_steps, steps_per_epoch=run.facts.steps_per_epoch
         )[0]
 
-    init = make_init(run.system, make_tx, run.preprocess, ema_decay=config.train.ema_decay)
+    init = make_init(
+        run.system,
+        make_tx,
+        run.preprocess,
+        ema_decay=config.train.ema_decay,
+        adapters=build.lora_settings(config),
+    )
     shapes, shardings = place_state(init, key, example, run.mesh, build.sharding_rules(config))
     tx, schedule = make_optimizer(
         config.optim,
@@ -194,9 +205,17 @@ def make_training(run: Run) -> Training:
         shardings=shardings,
         mesh=run.mesh,
         ema_decay=config.train.ema_decay,
+        frozen=frozen_for_ever(config.optim, shapes.params),
     )
     return Training(
-        init=init, key=key, example=example, shapes=shapes, shardings=shardings, step=step
+        init=init,
+        key=key,
+        example=example,
+        shapes=shapes,
+        shardings=shardings,
+        step=step,
+        model=run.system.model,
+        checkpoints=warm_start.sources(config),
     )
 
 
@@ -417,14 +436,21 @@ def run_dry(config: Config, workdir: str | pathlib.Path) -> str:
 
 
 def run_export(
-    workdir: str | pathlib.Path, out: str | pathlib.Path, *, step: int | None = None
+    workdir: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    to: str = "hf",
+    part: str = "both",
 ) -> pathlib.Path:
-    """Exports a checkpoint (default: the best, else the newest) for Hugging Face transformers.
+    """Exports a checkpoint (default: the best, else the newest) for use without this package.
 
     Args:
         workdir: of a training.
         out: folder to write; an earlier export there is replaced only by one that verified.
         step: checkpoint.
+        to: hf, jax, torch or onnx; see `interop.formats`.
+        part: both, or image or text for one tower (hf only).
 
     Returns:
         The folder.
@@ -432,39 +458,22 @@ def run_export(
     Raises:
         UserError: the model does not fit the format, or both sides differ.
     """
+    formats.check(to, part)
     run, state, step = load_run(workdir, step=step)
-    config = run.config
     model_variables = jax.device_get(variables(state, averaged=True))
-    metrics, evaluated_on = _stored_metrics(workdir, config, step)
+    metrics, evaluated_on = _stored_metrics(workdir, run.config, step)
     card = model_card.model_card(
-        title=f"{config.name} ({pathlib.Path(workdir).name}, step {step})",
-        config=config.to_dict(),
-        dataset=_dataset_facts(config.data.dataset),
+        title=f"{run.config.name} ({pathlib.Path(workdir).name}, step {step})",
+        config=run.config.to_dict(),
+        dataset=_dataset_facts(run.config.data.dataset),
         metrics=metrics,
         evaluated_on=evaluated_on,
-        usage=hf.USAGE,
-        notes=(),
+        **formats.card_options(to, part),
     )
-    image = config.data.image
-    exported = hf.export(
-        run.system.model,
-        model_variables["params"]["model"],
-        run.tokenizer,
-        out,
-        image=hf.ImageInput(
-            size=image.size,
-            channels=image.channels,
-            mean=tuple(image.mean),
-            std=tuple(image.std),
-        ),
-        max_length=config.data.text.max_length,
-        logit_scale=trained_logit_scale(model_variables, run.system.objectives),
-        card=card,
-        batch_stats=model_variables.get("batch_stats", {}).get("model"),
-    )
+    exported = formats.export(_trained(run, model_variables, card), out, to=to, part=part)
     if is_main_process():
         how = (
-            f"verified in PyTorch, largest difference {exported.difference:.1e}"
+            f"verified against our own outputs, largest difference {exported.difference:.1e}"
             if exported.verified
             else "not verified: install the torch extra (pip install -e '.[torch]') and export again"
         )
@@ -472,6 +481,26 @@ def run_export(
         for note in exported.notes:
             print(f"  note: {note}")
     return pathlib.Path(exported.folder)
+
+
+def _trained(run: Run, model_variables: Mapping[str, Any], card: str) -> Trained:
+    """A run's model as the exports take it."""
+    image = run.config.data.image
+    return Trained(
+        model=run.system.model,
+        params=model_variables["params"]["model"],
+        batch_stats=model_variables.get("batch_stats", {}).get("model", {}),
+        tokenizer=run.tokenizer,
+        image=ImageInput(
+            size=image.size,
+            channels=image.channels,
+            mean=tuple(image.mean),
+            std=tuple(image.std),
+        ),
+        max_length=run.config.data.text.max_length,
+        logit_scale=trained_logit_scale(model_variables, run.system.objectives),
+        card=card,
+    )
 
 
 def _dataset_facts(name: str) -> dict[str, str]:

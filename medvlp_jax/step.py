@@ -6,7 +6,7 @@ objectives, gradient, optimiser, moving average. All inside one `jax.jit` with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from medvlp_jax.models import lora
 from medvlp_jax.objectives.system import System
 from medvlp_jax.parallel.mesh import batch_sharding, replicated
 from medvlp_jax.parallel.rules import Rule, state_shardings
@@ -41,6 +42,7 @@ class TrainState:
     opt_state: Any
     model_state: Any
     rng: jax.Array
+    lora_scale: float = flax.struct.field(pytree_node=False, default=0.0)
 
 
 def variables(state: TrainState, *, averaged: bool = False) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def variables(state: TrainState, *, averaged: bool = False) -> dict[str, Any]:
     params = state.params
     if averaged and "ema_params" in state.model_state:
         params = state.model_state["ema_params"]
-    return {"params": params, **collections}
+    return {"params": lora.merged(params, state.lora_scale), **collections}
 
 
 def make_init(
@@ -58,6 +60,7 @@ def make_init(
     preprocess: Preprocess,
     *,
     ema_decay: float = 0.0,
+    adapters: Mapping[str, Any] | None = None,
 ) -> Callable[[jax.Array, Batch], TrainState]:
     """Returns `(key, batch) -> TrainState` for `jax.eval_shape` or `jax.jit`.
 
@@ -74,6 +77,11 @@ def make_init(
         rngs: Any = dict(zip(names, jax.random.split(init_key, len(names)), strict=True))
         collections = dict(system.init(rngs, preprocess(batch), train=False))
         params = collections.pop("params")
+        scale = 0.0
+        if adapters:
+            lora_key, scale = jax.random.fold_in(init_key, 1), adapters["alpha"] / adapters["rank"]
+            new = lora.init(lora_key, params["model"], adapters["regex"], rank=adapters["rank"])
+            params = {**params, "lora": new}
         if ema_decay:
             collections["ema_params"] = jax.tree.map(jnp.copy, params)
         return TrainState(
@@ -82,6 +90,7 @@ def make_init(
             opt_state=make_tx(params).init(params),
             model_state=collections,
             rng=run_key,
+            lora_scale=scale,
         )
 
     return init
@@ -113,8 +122,19 @@ def make_train_step(
     shardings: TrainState,
     mesh: Mesh,
     ema_decay: float = 0.0,
+    frozen: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused."""
+    """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
+
+    `frozen`: tree of bools like the parameters. Nothing is kept or computed for the gradient of those; a
+    tower that is frozen as a whole costs no more than in evaluation.
+    """
+
+    def thaw(params: Any) -> Any:
+        if frozen is None:
+            return params
+        stop = jax.lax.stop_gradient
+        return jax.tree.map(lambda x, keep: stop(x) if keep else x, params, frozen)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.rng, state.step)
@@ -127,7 +147,7 @@ def make_train_step(
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             (loss, metrics), updated = system.apply(
-                {"params": params, **collections},
+                {"params": lora.merged(thaw(params), state.lora_scale), **collections},
                 batch,
                 train=True,
                 rngs=rngs,
@@ -155,6 +175,7 @@ def make_train_step(
             opt_state=opt_state,
             model_state=model_state,
             rng=state.rng,
+            lora_scale=state.lora_scale,
         )
         return new_state, metrics
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -14,6 +16,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jax
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,3 +48,42 @@ def data_dir() -> pathlib.Path:
 def root() -> pathlib.Path:
     """Root of the checkout."""
     return ROOT
+
+
+@pytest.fixture
+def randomise() -> Callable[[Any], Any]:
+    """Gives a torch model random values everywhere, so that biases and norms are tested too."""
+
+    def apply(model: Any) -> Any:
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, value in [*model.named_parameters(), *model.named_buffers()]:
+                if value.dtype.is_floating_point:
+                    noise = torch.randn(value.shape, generator=generator)
+                    if name.endswith("running_var"):
+                        value.copy_(1 + 0.3 * noise.abs())
+                    elif value.ndim == 1:
+                        value.copy_((1 if "weight" in name else 0) + 0.1 * noise)
+                    else:
+                        value.copy_(noise * (1.0 / value[0].numel()) ** 0.5)
+        return model.eval()
+
+    return apply
+
+
+@pytest.fixture
+def fill() -> Callable[[Any], Any]:
+    """`fill(shapes)`: random variables, biases and norms included, without compiling an initialiser."""
+
+    def value(path: Any, leaf: Any) -> np.ndarray:
+        name = "/".join(str(key.key) for key in path)
+        noise = np.random.default_rng(len(name)).normal(size=leaf.shape).astype(np.float32)
+        if name.endswith(("scale", "var")):
+            return 1 + 0.1 * np.abs(noise)
+        if name.endswith("kernel"):
+            return noise / np.float32(np.prod(leaf.shape[:-1]) ** 0.5)
+        return 0.1 * noise
+
+    return lambda shapes: jax.tree_util.tree_map_with_path(value, shapes)

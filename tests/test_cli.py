@@ -27,6 +27,10 @@ SMOKE = "configs/quickstart.py:smoke"
         ((*TRAIN, SMOKE, "--config.data.dataset=nothing"), "unknown"),
         (("eval", "--workdir", "{w}"), "expected the --workdir of a training"),
         (("export", "--workdir", "{w}", "{w}/out"), "expected the --workdir of a training"),
+        (
+            ("export", "--workdir", "{w}", "--to", "jax", "--part", "text", "{w}/out"),
+            "--part text belongs to --to hf",
+        ),
         (("data", "build", "image_text_folder"), "give --manual-dir FOLDER"),
         (("data", "build", "synthetic_cxr/huge", "--data-dir", "{w}"), "it has default"),
         (("data", "check", "image_text_folder", "--data-dir", "{w}"), "is not built"),
@@ -90,6 +94,17 @@ def test_a_whole_run_from_the_command_line(root, tmp_path, capsys, monkeypatch) 
     assert code == 0
     assert "recall_at_1" in out
     assert "zero_shot" not in out
+    for options, file in (
+        (("--to", "jax"), "encode_text.stablehlo"),
+        (("--to", "torch"), "medvlp_torch.py"),
+        (("--part", "image"), "preprocessor_config.json"),
+    ):
+        target = tmp_path / options[1]
+        code, out, _ = run(capsys, "export", "--workdir", work, *options, str(target))
+        assert code == 0
+        assert "verified against our own outputs" in out
+        assert (target / file).is_file()
+        assert "**Not for clinical use.**" in (target / "README.md").read_text()
     import cv2
 
     image = tmp_path / "im.png"

@@ -1,4 +1,6 @@
-"""Export of a dual encoder to a folder that `transformers.VisionTextDualEncoderModel` loads.
+"""Export of a dual encoder to a folder that transformers loads.
+
+CLIP's own two towers become a `CLIPModel`, all others a `VisionTextDualEncoderModel`.
 
 The folder is written without PyTorch and without transformers. Where PyTorch is installed the export loads
 the folder again and compares embeddings before it puts the folder in place.
@@ -6,38 +8,39 @@ the folder again and compares embeddings before it puts the folder in place.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import math
 import os
 import pathlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import keys
-from medvlp_jax.models import bert, convnext, heads, vit
+from medvlp_jax.interop import exporting, hf_format
+from medvlp_jax.interop.exporting import Exported, ImageInput, Trained, dump
+from medvlp_jax.models import bert, clip_text, convnext, heads, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 
 TOLERANCE = 1e-4
 """Largest difference of an entry of the embeddings (unit vectors) that an export may have."""
 
+_ARCHITECTURES = {
+    "clip": "CLIPModel",
+    "vision-text-dual-encoder": "VisionTextDualEncoderModel",
+}
+
 USAGE = """\
 ```python
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 folder = "."  # this folder
-model = VisionTextDualEncoderModel.from_pretrained(folder).eval()
+model = AutoModel.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
 
@@ -48,33 +51,6 @@ inputs["pixel_values"] = processor(image, return_tensors="pt")["pixel_values"]
 with torch.inference_mode():
     print(model(**inputs).logits_per_image.softmax(dim=-1))
 ```"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageInput:
-    """How images reach the encoder: side in pixels, channels, and mean and std in units of [0, 1]."""
-
-    size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Exported:
-    """What an export did.
-
-    Attributes:
-        folder: where it is.
-        verified: whether PyTorch loaded it and gave the same embeddings.
-        difference: largest difference of an embedding's entry; NaN when not verified.
-        notes: what the user should know, one sentence each.
-    """
-
-    folder: pathlib.Path
-    verified: bool
-    difference: float
-    notes: tuple[str, ...]
 
 
 def export(
@@ -92,7 +68,8 @@ def export(
     """Writes config, weights, tokenizer, image processor and model card.
 
     Args:
-        model: a dual encoder of `vit.Encoder` or `convnext.Encoder` and `bert.Encoder`.
+        model: a dual encoder of `vit.Encoder` or `convnext.Encoder` and `bert.Encoder`, or of CLIP's towers,
+            `vit.Encoder` with `pre_layernorm` and `clip_text.Encoder`.
         params: its parameters (`variables["params"]["model"]`).
         tokenizer: from `data.text`.
         folder: made; an earlier export there is replaced once the new one is verified.
@@ -109,41 +86,39 @@ def export(
     """
     check(model, image, tokenizer)
     folder = pathlib.Path(folder)
-    _check_replaceable(folder)
-    host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(params))
-    if isinstance(model.image_encoder, convnext.Encoder) and model.image_encoder.batch_norm:
-        if batch_stats is None:
-            raise UserError(
-                "the image encoder has BatchNorm: pass its running statistics, batch_stats"
-            )
-        stats = jax.tree.map(np.asarray, dict(batch_stats["image_encoder"]))
-        host["image_encoder"] = convnext.fold(host["image_encoder"], stats)
-        model = model.clone(image_encoder=model.image_encoder.clone(batch_norm=False))
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        _write(partial, model, host, tokenizer, image, max_length, logit_scale, card)
+    trained = Trained(
+        model=model,
+        params=params,
+        batch_stats=batch_stats or {},
+        tokenizer=tokenizer,
+        image=image,
+        max_length=max_length,
+        logit_scale=logit_scale,
+        card=card,
+    )
+    with exporting.staged(folder, _is_earlier) as partial:
+        _write(partial, trained.exact())
         notes = _notes(model)
         difference = math.nan
         verified = importlib.util.find_spec("torch") is not None
         if verified:
-            difference = verify(partial, model, host, image, max_length)
-            if not difference <= TOLERANCE:
-                raise UserError(
-                    f"the export gives other embeddings in PyTorch (difference {difference:.2g}, allowed "
-                    f"{TOLERANCE:g}), so {folder} was not written; please report this with the config"
-                )
+            difference = verify(partial, trained)
+            exporting.accept(difference, TOLERANCE, folder, "PyTorch")
         else:
-            notes += (
-                "not verified against PyTorch: install the torch extra (pip install "
-                "'medvlp_jax[torch]') and export again",
-            )
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            notes += (hf_format.UNVERIFIED,)
     return Exported(folder=folder, verified=verified, difference=difference, notes=notes)
+
+
+def model_type(model: VisionLanguageModel) -> str:
+    """`model_type` of the config: clip or vision-text-dual-encoder."""
+    text = isinstance(model.text_encoder, clip_text.Encoder)
+    return "clip" if text else "vision-text-dual-encoder"
+
+
+def _is_earlier(folder: pathlib.Path) -> bool:
+    """Whether a folder is an export; a downloaded CLIP has the same kind of config, but not our entry."""
+    dual = exporting.has_entry("config.json", "model_type", "vision-text-dual-encoder")
+    return dual(folder) or exporting.has_entry("config.json", "exported_by", "medvlp_jax")(folder)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -151,62 +126,54 @@ def export(
 
 
 def check(model: VisionLanguageModel, image: ImageInput, tokenizer: Any) -> None:
-    """Raises UserError listing every part that `VisionTextDualEncoderModel` cannot represent."""
+    """Raises UserError listing every part that the class of transformers cannot represent."""
     problems = [
-        *_image_problems(model.image_encoder, image),
+        *_image_problems(model, image),
         *_text_problems(model, tokenizer),
         *_head_problems(model),
     ]
     if problems:
         raise UserError(
-            "this model does not fit transformers' VisionTextDualEncoderModel:\n  "
-            + "\n  ".join(problems)
+            f"this model does not fit transformers' {_ARCHITECTURES[model_type(model)]} (--to torch and "
+            "--to jax take more):\n  " + "\n  ".join(problems)
         )
 
 
-def _image_problems(encoder: Any, image: ImageInput) -> list[str]:
-    key = "model.image_encoder"
-    if isinstance(encoder, convnext.Encoder):
-        return _size_problems(image, encoder.stride)
+def _image_problems(model: VisionLanguageModel, image: ImageInput) -> list[str]:
+    key, encoder = "model.image_encoder", model.image_encoder
+    clip = model_type(model) == "clip"
+    if isinstance(encoder, convnext.Encoder) and not clip:
+        return hf_format.image_problems(encoder, image)
     if not isinstance(encoder, vit.Encoder):
-        kind = type(encoder).__module__.rpartition(".")[2]
+        wanted = "'vit' of a clip-* variant goes" if clip else "'vit' and 'convnext' go"
         return [
-            f"{key}.name={kind!r}: only 'vit' and 'convnext' export; train with {key}.name='vit'"
+            f"{key}.name={hf_format.kind(encoder)!r}: only {wanted} with this text encoder; train with "
+            f"{key}.name='vit'"
         ]
     problems = []
-    if encoder.pooling not in ("pooler", "cls"):
-        problems.append(f"{key}.pooling={encoder.pooling!r}: use 'pooler' or 'cls'")
-    if not encoder.class_token:
-        problems.append(f"{key}.class_token=False: use True")
-    if encoder.pre_layernorm:
-        problems.append(f"{key}.pre_layernorm=True (a clip-* variant): use a variant without clip-")
-    return problems + _size_problems(image, encoder.patch_size)
-
-
-def _size_problems(image: ImageInput, multiple: int) -> list[str]:
-    problems = []
-    if image.size % multiple:
-        problems.append(f"data.image.size={image.size}: use a multiple of {multiple}")
-    if image.channels != 3:
-        problems.append(f"data.image.channels={image.channels}: use 3 (grey images are repeated)")
-    return problems
+    plain = not encoder.pre_layernorm and not encoder.layer_scale
+    poolings = ("pooler", "cls") if plain else ("cls",)
+    if encoder.pooling not in poolings:
+        problems.append(
+            f"{key}.pooling={encoder.pooling!r}: use {' or '.join(map(repr, poolings))}"
+        )
+    if encoder.pre_layernorm and not clip:
+        problems.append(
+            f"{key}.pre_layernorm=True (a clip-* variant): use a variant without clip-, or the text "
+            "encoder 'clip_text'"
+        )
+    if clip and not encoder.pre_layernorm:
+        problems.append(f"{key}.pre_layernorm=False: 'clip_text' goes with a clip-* variant only")
+    return problems + hf_format.image_problems(encoder, image)
 
 
 def _text_problems(model: VisionLanguageModel, tokenizer: Any) -> list[str]:
     key, encoder = "model.text_encoder", model.text_encoder
-    if not isinstance(encoder, bert.Encoder):
-        kind = type(encoder).__module__.rpartition(".")[2]
-        return [f"{key}.name={kind!r}: only 'bert' exports; train with {key}.name='bert'"]
-    problems = []
-    if encoder.pooling != "pooler":
+    problems = hf_format.text_problems(encoder, tokenizer)
+    if isinstance(encoder, bert.Encoder) and encoder.pooling != "pooler":
         problems.append(f"{key}.pooling={encoder.pooling!r}: use 'pooler' (BertModel's tanh layer)")
     if model.text_pooling != "encoder":
         problems.append(f"model.text_pooling={model.text_pooling!r}: use 'encoder'")
-    if encoder.position_ids == "roberta" and tokenizer.pad_token_id != encoder.padding_idx:
-        problems.append(
-            f"{key}.padding_idx={encoder.padding_idx}: RoBERTa needs the tokenizer's pad id "
-            f"{tokenizer.pad_token_id}"
-        )
     return problems
 
 
@@ -236,44 +203,20 @@ def _notes(model: VisionLanguageModel) -> tuple[str, ...]:
     return (f"{' and '.join(lost)} have no place in this format and stay behind",) if lost else ()
 
 
-def _check_replaceable(folder: pathlib.Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != "vision-text-dual-encoder":
-        raise UserError(f"{folder} exists and is no earlier export: choose another folder")
-
-
 # ---------------------------------------------------------------------------------------------------
 # Writing
 
 
-def _write(
-    folder: pathlib.Path,
-    model: VisionLanguageModel,
-    params: Mapping[str, Any],
-    tokenizer: Any,
-    image: ImageInput,
-    max_length: int,
-    logit_scale: float,
-    card: str,
-) -> None:
-    tensors = weights(model, params, image)
-    tensors["logit_scale"] = np.asarray(math.log(logit_scale), np.float32)
-    dump(folder / "config.json", config(model, image, tokenizer, tensors, logit_scale))
+def _write(folder: pathlib.Path, trained: Trained) -> None:
+    model, image, scale = trained.model, trained.image, trained.logit_scale
+    tensors = weights(model, trained.params, image)
+    tensors["logit_scale"] = np.asarray(math.log(scale), np.float32)
+    dump(folder / "config.json", config(model, image, trained.tokenizer, tensors, scale))
     # transformers refuses a file that does not say for which library it is.
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    dump(folder / "preprocessor_config.json", image_processor(image))
-    tokenizer.save_pretrained(folder, max_length)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def dump(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON as transformers formats it."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    dump(folder / "preprocessor_config.json", hf_format.image_processor(image))
+    trained.tokenizer.save_pretrained(folder, trained.max_length)
+    (folder / "README.md").write_text(trained.card, encoding="utf-8")
 
 
 def weights(
@@ -286,38 +229,20 @@ def weights(
     """
     vision: Any = model.image_encoder
     text: Any = model.text_encoder
-    rules = convnext.TORCH_RULES if isinstance(vision, convnext.Encoder) else vit.TORCH_RULES
-    tensors = keys.to_torch(params["image_encoder"], rules, prefix="vision_model.")
-    tensors |= keys.to_torch(params["text_encoder"], bert.TORCH_RULES, prefix="text_model.")
-    fill = {} if isinstance(vision, convnext.Encoder) else _vit_fill(vision, image)
-    if not text.token_types:
-        fill["text_model.embeddings.token_type_embeddings.weight"] = np.zeros(
-            (1, text.width), np.float32
-        )
+    tensors: dict[str, np.ndarray] = {}
+    for prefix, own in (
+        ("vision_model.", hf_format.image_tensors(vision, params["image_encoder"], image)),
+        ("text_model.", hf_format.text_tensors(text, params["text_encoder"])),
+    ):
+        tensors |= {prefix + key: value for key, value in own.items()}
     for ours, theirs, width in (
         ("image_projection", "visual_projection", vision.width),
         ("text_projection", "text_projection", text.width),
     ):
         head = params.get(ours)
         kernel = np.eye(width, dtype=np.float32) if head is None else head["fc"]["kernel"]
-        fill[f"{theirs}.weight"] = np.ascontiguousarray(kernel.T)
-    return tensors | fill
-
-
-def _vit_fill(vision: vit.Encoder, image: ImageInput) -> dict[str, np.ndarray]:
-    fill: dict[str, np.ndarray] = {}
-    if vision.pooling == "cls":
-        fill["vision_model.pooler.dense.weight"] = np.eye(vision.width, dtype=np.float32)
-        fill["vision_model.pooler.dense.bias"] = np.zeros(vision.width, np.float32)
-    if not vision.patch_bias:
-        fill["vision_model.embeddings.patch_embeddings.projection.bias"] = np.zeros(
-            vision.width, np.float32
-        )
-    if vision.positions == "sincos":
-        side = image.size // vision.patch_size
-        table = vit.sincos_2d(vision.width, (side, side), cls=True)
-        fill["vision_model.embeddings.position_embeddings"] = table[None].astype(np.float32)
-    return fill
+        tensors[f"{theirs}.weight"] = np.ascontiguousarray(kernel.T)
+    return tensors
 
 
 def config(
@@ -327,101 +252,17 @@ def config(
     tensors: Mapping[str, np.ndarray],
     logit_scale: float,
 ) -> dict[str, Any]:
-    """config.json of a VisionTextDualEncoderModel."""
+    """config.json of a VisionTextDualEncoderModel or CLIPModel."""
     return {
-        "architectures": ["VisionTextDualEncoderModel"],
-        "model_type": "vision-text-dual-encoder",
+        "architectures": [_ARCHITECTURES[model_type(model)]],
+        "model_type": model_type(model),
+        "exported_by": "medvlp_jax",
         "dtype": "float32",
         "projection_dim": int(tensors["visual_projection.weight"].shape[0]),
         "logit_scale_init_value": math.log(logit_scale),
-        "vision_config": _vision_config(model.image_encoder, image),
-        "text_config": _text_config(model.text_encoder, tokenizer),
+        "vision_config": hf_format.image_config(model.image_encoder, image),
+        "text_config": hf_format.text_config(model.text_encoder, tokenizer),
         "transformers_version": importlib.metadata.version("transformers"),
-    }
-
-
-def _vision_config(encoder: Any, image: ImageInput) -> dict[str, Any]:
-    if isinstance(encoder, convnext.Encoder):
-        return {
-            "model_type": "convnext",
-            "hidden_size": encoder.width,  # read by VisionTextDualEncoderModel, not by ConvNextModel
-            "hidden_sizes": list(encoder.hidden_sizes),
-            "depths": list(encoder.depths),
-            "num_stages": len(encoder.depths),
-            "hidden_act": "gelu",
-            "layer_norm_eps": encoder.layer_norm_eps,
-            "layer_scale_init_value": encoder.layer_scale,
-            "drop_path_rate": encoder.drop_path,
-            "image_size": image.size,
-            "patch_size": encoder.patch_size,
-            "num_channels": image.channels,
-        }
-    return {
-        "model_type": "vit",
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": encoder.activation,
-        "layer_norm_eps": encoder.layer_norm_eps,
-        "image_size": image.size,
-        "patch_size": encoder.patch_size,
-        "num_channels": image.channels,
-        "qkv_bias": encoder.qkv_bias,
-        "pooler_output_size": encoder.width,
-        "pooler_act": "tanh" if encoder.pooling == "pooler" else "linear",
-        **_dropout(encoder),
-    }
-
-
-def _text_config(encoder: Any, tokenizer: Any) -> dict[str, Any]:
-    roberta = encoder.position_ids == "roberta"
-    return {
-        "model_type": "roberta" if roberta else "bert",
-        "vocab_size": encoder.vocab_size,
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": encoder.activation,
-        "layer_norm_eps": encoder.layer_norm_eps,
-        "max_position_embeddings": encoder.max_positions,
-        "type_vocab_size": max(encoder.token_types, 1),
-        "pad_token_id": encoder.padding_idx if roberta else tokenizer.pad_token_id,
-        **_dropout(encoder),
-    }
-
-
-def _dropout(encoder: Any) -> dict[str, float]:
-    own = encoder.attention_dropout
-    return {
-        "hidden_dropout_prob": encoder.dropout,
-        "attention_probs_dropout_prob": encoder.dropout if own is None else own,
-    }
-
-
-def image_processor(image: ImageInput) -> dict[str, Any]:
-    """preprocessor_config.json: shorter side resized, centre cropped, as our evaluation does.
-
-    CLIP's processor and not ViT's, because ViT's squeezes an image that is not square.
-    """
-
-    def per_channel(values: Sequence[float]) -> list[float]:
-        return [float(v) for v in values] * (image.channels if len(values) == 1 else 1)
-
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": image.size},
-        "resample": 2,  # bilinear with antialias, the nearest to our area averaging
-        "do_center_crop": True,
-        "crop_size": {"height": image.size, "width": image.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": per_channel(image.mean),
-        "image_std": per_channel(image.std),
     }
 
 
@@ -429,75 +270,27 @@ def image_processor(image: ImageInput) -> dict[str, Any]:
 # Verification
 
 
-def verify(
-    folder: pathlib.Path,
-    model: VisionLanguageModel,
-    params: Mapping[str, Any],
-    image: ImageInput,
-    max_length: int,
-) -> float:
+def verify(folder: pathlib.Path, trained: Trained) -> float:
     """Largest difference between our embeddings and PyTorch's on random inputs; needs PyTorch.
 
     Raises:
         UserError: transformers finds tensors missing, left over or of another shape.
     """
     import torch
-    from transformers import VisionTextDualEncoderModel
-    from transformers.utils import logging
+    from transformers import AutoModel
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        loaded: Any = VisionTextDualEncoderModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    theirs, info = loaded
-    wrong = {k: sorted(map(str, v)) for k, v in info.items() if v}
-    if wrong:
-        raise UserError(f"transformers cannot load the export: {wrong}; please report this")
-    pixels, ids, mask = _random_inputs(model, image, max_length)
+    theirs = hf_format.load_strictly(AutoModel, folder)
+    batch = exporting.random_batch(trained, 2)
     with torch.inference_mode():
-        out = theirs.eval()(
-            input_ids=torch.from_numpy(ids).long(),
-            attention_mask=torch.from_numpy(mask).long(),
-            pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+        out = theirs(
+            input_ids=torch.from_numpy(batch["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch["attention_mask"]).long(),
+            pixel_values=torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy()),
         )
-    batch = {"image": pixels, "input_ids": ids, "attention_mask": mask}
-    batch["word_ids"] = np.where(mask > 0, 0, -1).astype(np.int32)
-    exact = _float32(model)
-    with jax.default_matmul_precision("highest"):
-        image_out: Any = exact.apply({"params": params}, batch, method="encode_image")
-        text_out: Any = exact.apply({"params": params}, batch, method="encode_text")
-    pairs = (
-        (image_out["image_embed"], out.image_embeds),
-        (text_out["text_embed"], out.text_embeds),
+    ours = exporting.outputs(trained, batch)
+    return exporting.largest_difference(
+        {
+            "image": (ours["image_embed"], out.image_embeds.numpy()),
+            "text": (ours["text_embed"], out.text_embeds.numpy()),
+        }
     )
-    return max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in pairs)
-
-
-def _random_inputs(
-    model: VisionLanguageModel, image: ImageInput, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two normalised images and two texts, one of them padded."""
-    rng = np.random.default_rng(0)
-    text: Any = model.text_encoder
-    pixels = rng.normal(size=(2, image.size, image.size, image.channels)).astype(np.float32)
-    pad = text.padding_idx if text.position_ids == "roberta" else 0
-    # RoBERTa's positions follow the pad id, so no real token may have it.
-    ids = rng.integers(pad + 1, text.vocab_size, (2, max_length)).astype(np.int32)
-    mask = np.ones_like(ids)
-    mask[1, max(1, max_length // 2) :] = 0
-    return pixels, np.where(mask > 0, ids, pad).astype(np.int32), mask
-
-
-def _float32(model: VisionLanguageModel) -> VisionLanguageModel:
-    """The model with float32 arithmetic in the parts that are exported."""
-    parts = ("image_encoder", "text_encoder", "image_projection", "text_projection")
-    exact = {
-        name: getattr(model, name).clone(dtype=jnp.float32)
-        for name in parts
-        if getattr(model, name) is not None
-    }
-    return model.clone(**exact, image_token_projection=None, text_token_projection=None)

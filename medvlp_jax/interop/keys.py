@@ -3,6 +3,10 @@
 A table is a list of `(regex, template, transform)`, kept beside each model as `TORCH_RULES`: the regex
 matches the whole slash path of one of our parameters, the template is the PyTorch key with the groups. Each
 parameter must match exactly one rule, so a renamed layer cannot be left out silently.
+
+Where PyTorch keeps several of our arrays in one tensor (query, key and value), the transform names the slice:
+"linear:1/3" takes the second of three equal parts of the outputs, the last axis of our array, once the tensor
+has our layout. Export puts the parts together again; all of them must be there.
 """
 
 from __future__ import annotations
@@ -57,16 +61,23 @@ def to_torch(
     Raises:
         UserError: a parameter no rule or several rules match, or two parameters with one key; all are listed.
     """
-    tensors: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    layouts: dict[str, tuple[str, int]] = {}
     flat = flatten(params)
     keys, problems = _match(flat, rules)
     for path, (key, transform) in keys.items():
-        if prefix + key in tensors:
+        layout, index, count = _slice(transform)
+        same = layouts.setdefault(key, (layout, count)) == (layout, count)
+        if not same or index in parts.setdefault(key, {}):
             problems.append(f"{path}: key {prefix + key} is taken by another parameter")
             continue
-        value = np.asarray(flat[path])
-        tensors[prefix + key] = np.ascontiguousarray(_forward(value, transform))
+        parts[key][index] = np.asarray(flat[path])
     _raise(problems, "cannot be named for PyTorch", "complete TORCH_RULES of the model")
+    tensors: dict[str, np.ndarray] = {}
+    for key, (layout, count) in layouts.items():
+        pieces = [parts[key][index] for index in range(count)]
+        value = pieces[0] if count == 1 else np.concatenate(pieces, axis=-1)
+        tensors[prefix + key] = np.ascontiguousarray(_forward(value, layout))
     return tensors
 
 
@@ -119,10 +130,21 @@ def from_torch(
     return unflatten(found)
 
 
+def match(flat: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, tuple[str, str]]:
+    """Path -> (PyTorch key, transform) for every parameter.
+
+    Raises:
+        UserError: a parameter that no rule or several rules match; all are listed.
+    """
+    keys, problems = _match(flat, rules)
+    _raise(problems, "cannot be named for PyTorch", "complete the rule table of the model")
+    return keys
+
+
 def _match(
     flat: Mapping[str, Any], rules: Sequence[Rule]
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Path -> (PyTorch key, transform), and the paths that do not match exactly one rule."""
+    """Path -> (PyTorch key, transform), and the problems: not exactly one rule, or missing slices."""
     compiled = [(re.compile(pattern), template, kind) for pattern, template, kind in rules]
     keys: dict[str, tuple[str, str]] = {}
     problems = []
@@ -134,7 +156,25 @@ def _match(
         else:
             count = "no rule" if not hits else f"{len(hits)} rules"
             problems.append(f"{path} {tuple(leaf.shape)}: {count}")
+    missing: dict[str, set[int]] = {}
+    for key, transform in keys.values():
+        _, index, total = _slice(transform)
+        missing.setdefault(key, set(range(total))).discard(index)
+    for key, left in missing.items():
+        if left:
+            problems.append(f"{key}: no parameter for its slices {sorted(left)}")
     return keys, problems
+
+
+def _slice(transform: str) -> tuple[str, int, int]:
+    """Layout, part and number of parts of a transform: "linear:1/3" -> ("linear", 1, 3)."""
+    layout, colon, part = transform.partition(":")
+    if not colon:
+        return layout, 0, 1
+    index, _, count = part.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"unknown slice {part!r} in transform {transform!r} of a rule table")
+    return layout, int(index), int(count)
 
 
 def _forward(value: np.ndarray, transform: str) -> np.ndarray:
@@ -143,8 +183,8 @@ def _forward(value: np.ndarray, transform: str) -> np.ndarray:
         return value
     if transform == "linear":  # [in, out] -> [out, in]
         return value.T
-    if transform == "conv":  # HWIO -> OIHW
-        return value.transpose(3, 2, 0, 1)
+    if transform == "conv":  # HWIO -> OIHW, with any number of spatial axes
+        return np.moveaxis(value, (-1, -2), (0, 1))
     if transform == "leading":
         shape = list(value.shape)
         while len(shape) > 1 and shape[0] == 1:
@@ -154,11 +194,20 @@ def _forward(value: np.ndarray, transform: str) -> np.ndarray:
 
 
 def _backward(value: np.ndarray, transform: str, shape: tuple[int, ...]) -> np.ndarray:
-    """PyTorch's layout -> ours; an array with the wrong number of axes comes back as it is."""
+    """PyTorch's layout -> ours; an array with the wrong number of axes comes back as it is.
+
+    `shape` is that of our parameter, one slice if the transform names one.
+    """
+    layout, index, count = _slice(transform)
+    if count > 1:
+        whole = _backward(value, layout, (*shape[:-1], shape[-1] * count))
+        if whole.shape[-1] % count:
+            return whole
+        return np.split(whole, count, axis=-1)[index]
     if transform == "linear" and value.ndim == 2:
         return value.T
-    if transform == "conv" and value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
+    if transform == "conv" and value.ndim == len(shape) > 2:
+        return np.moveaxis(value, (0, 1), (-1, -2))
     if transform == "leading" and shape[-value.ndim :] == value.shape:
         return value.reshape(shape)
     return value

@@ -19,6 +19,9 @@ def model_card(
     evaluated_on: str,
     usage: str = "",
     notes: Sequence[str] = (),
+    what: str = "Image and text encoder",
+    library: str = "transformers",
+    pipeline: str = "zero-shot-image-classification",
 ) -> str:
     """Markdown with the metadata block that model hubs read.
 
@@ -31,12 +34,14 @@ def model_card(
         evaluated_on: e.g. `"synthetic_cxr, split test (held-out patients)"`.
         usage: Markdown with the code that loads the model.
         notes: further limits, one sentence each.
+        what: what the folder holds.
+        library, pipeline: of the metadata block.
     """
     sections = [
-        _front_matter(),
+        _front_matter(library, pipeline),
         f"# {title}",
         f"{NOT_CLINICAL} A research model: no regulator has assessed it, and its scores are no diagnosis.",
-        "Image and text encoder trained with medvlp_jax by contrasting medical images and their texts.",
+        f"{what} trained with medvlp_jax by contrasting medical images and their texts.",
         _section("Usage", usage),
         _section("Intended use", _INTENDED),
         _section("Training data", _facts(dataset)),
@@ -64,13 +69,13 @@ Weights: [licence to be named by whoever publishes them; the licence of the trai
 Code: Apache-2.0."""
 
 
-def _front_matter() -> str:
+def _front_matter(library: str, pipeline: str) -> str:
     return "\n".join(
         [
             "---",
-            "library_name: transformers",
+            f"library_name: {library}",
             "license: other",
-            "pipeline_tag: zero-shot-image-classification",
+            f"pipeline_tag: {pipeline}",
             "tags: [medical, vision-language, research-only]",
             "---",
         ]

@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "test": _variant(32, 2, 2, vocab_size=512, max_positions=128),
     "quickstart": _variant(128, 4, 4, vocab_size=4096, max_positions=256),
     "tiny": _variant(128, 2, 2),
-    "mini6": _variant(384, 6, 6),
+    "mini6": _variant(384, 6, 12),
     "base": _variant(768, 12, 12),
     "base-cased": _variant(768, 12, 12, vocab_size=28996),
     "large": _variant(1024, 24, 16),
@@ -93,8 +93,9 @@ class Encoder(nn.Module):
         token_types: rows of the token-type table, 0 for none.
         position_ids: "absolute" 0..L-1 (BERT), or "roberta": padding_idx + 1, 2, ... over the real tokens
             and padding_idx on padding.
-        pooling: "pooler" = tanh(dense) of the first token (BertModel), "cls" = first token, "mean" or "max"
-            over the real tokens (ConVIRT: max).
+        pooling: "pooler" = tanh(dense) of the first token (BertModel), "cls" = first token, "eos" = last real
+            token (CXR-CLIP), "mean" or "max" over the real tokens (ConVIRT: max), "attention" =
+            `pooling.AttentionPool` with as many heads as the blocks.
         dropout, attention_dropout: rates, 0.1 as published; attention_dropout None = the same as dropout.
         init_std: standard deviation of the initial weights at width 768; narrower towers get it scaled by
             sqrt(768 / width), which keeps the size of the activations.
@@ -113,7 +114,7 @@ class Encoder(nn.Module):
     token_types: int = 2
     position_ids: Literal["absolute", "roberta"] = "absolute"
     padding_idx: int = 1
-    pooling: Literal["pooler", "cls", "mean", "max"] = "pooler"
+    pooling: Literal["pooler", "cls", "eos", "mean", "max", "attention"] = "pooler"
     activation: str = "gelu"
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
         outputs: Outputs = {
             "tokens": hidden[-1],
             "hidden": tuple(hidden),
-            "pooled": self._pool(hidden[-1], attention_mask),
+            "pooled": self._pool(hidden[-1], attention_mask, train),
         }
         if self.last_attention:
             outputs["attention"] = probs
@@ -221,7 +222,7 @@ class Encoder(nn.Module):
     def _attention_dropout(self) -> float:
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 
-    def _pool(self, tokens: Array, mask: Array) -> Array:
+    def _pool(self, tokens: Array, mask: Array, train: bool) -> Array:
         if self.pooling == "pooler":
             dense = layers.Dense(
                 self.width, dtype=self.dtype, kernel_init=self._kernel_init(), name="pooler"
@@ -229,8 +230,22 @@ class Encoder(nn.Module):
             return jnp.tanh(dense(tokens[:, 0]))
         if self.pooling == "cls":
             return tokens[:, 0]
+        if self.pooling == "eos":
+            return pooling.take_position(tokens, pooling.last_position(mask))
         if self.pooling == "mean":
             return pooling.masked_mean(tokens, mask)
         if self.pooling == "max":
             return pooling.masked_max(tokens, mask)
-        raise UserError(f"pooling={self.pooling!r} is unknown; choose pooler, cls, mean or max")
+        if self.pooling == "attention":
+            pool = pooling.AttentionPool(
+                self.heads,
+                dropout=self._attention_dropout(),
+                kernel_init=self._kernel_init(),
+                implementation=self.attention,
+                dtype=self.dtype,
+                name="attention_pool",
+            )
+            return pool(tokens, mask, train=train)
+        raise UserError(
+            f"pooling={self.pooling!r} is unknown; choose pooler, cls, eos, mean, max or attention"
+        )

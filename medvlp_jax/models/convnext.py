@@ -56,6 +56,60 @@ TORCH_RULES: list[tuple[str, str, str]] = [
 """Names of `transformers.ConvNextModel`, in the form explained at `vit.TORCH_RULES`."""
 
 
+def _original_rules(
+    *, stem: str, down: str, block: str, depthwise: str, mlp: str, norm: str
+) -> list[tuple[str, str, str]]:
+    """Names of the released code and of timm, which differ in these places."""
+    ours = r"stage_(\d)_block_(\d+)"
+    return [
+        (r"stem/kernel", f"{stem}.0.weight", "conv"),
+        (r"stem/bias", f"{stem}.0.bias", "copy"),
+        (r"stem_norm/scale", f"{stem}.1.weight", "copy"),
+        (r"stem_norm/bias", f"{stem}.1.bias", "copy"),
+        (r"down_(\d)_norm/scale", f"{down}.0.weight", "copy"),
+        (r"down_(\d)_norm/bias", f"{down}.0.bias", "copy"),
+        (r"down_(\d)/kernel", f"{down}.1.weight", "conv"),
+        (r"down_(\d)/bias", f"{down}.1.bias", "copy"),
+        (f"{ours}/depthwise/kernel", f"{block}.{depthwise}.weight", "conv"),
+        (f"{ours}/depthwise/bias", f"{block}.{depthwise}.bias", "copy"),
+        (f"{ours}/norm/scale", f"{block}.norm.weight", "copy"),
+        (f"{ours}/norm/bias", f"{block}.norm.bias", "copy"),
+        (f"{ours}/fc(1|2)/kernel", f"{block}.{mlp}\\3.weight", "linear"),
+        (f"{ours}/fc(1|2)/bias", f"{block}.{mlp}\\3.bias", "copy"),
+        (f"{ours}/layer_scale", f"{block}.gamma", "copy"),
+        (r"norm/scale", f"{norm}.weight", "copy"),
+        (r"norm/bias", f"{norm}.bias", "copy"),
+    ]
+
+
+ORIGINAL_RULES: list[tuple[str, str, str]] = _original_rules(
+    stem="downsample_layers.0",
+    down=r"downsample_layers.\1",
+    block=r"stages.\1.\2",
+    depthwise="dwconv",
+    mlp="pwconv",
+    norm="norm",
+)
+"""Names of the released files, in that form."""
+
+TIMM_RULES: list[tuple[str, str, str]] = _original_rules(
+    stem="stem",
+    down=r"stages.\1.downsample",
+    block=r"stages.\1.blocks.\2",
+    depthwise="conv_dw",
+    mlp="mlp.fc",
+    norm="head.norm",
+)
+"""Names of timm, in that form."""
+
+SOURCES: dict[str, list[tuple[str, str, str]]] = {
+    "transformers ConvNeXt": TORCH_RULES,
+    "released ConvNeXt": ORIGINAL_RULES,
+    "timm ConvNeXt": TIMM_RULES,
+}
+"""Namings that `interop.pretrained` recognises."""
+
+
 @jax.custom_vjp
 def depthwise_by_shifts(x: Array, kernel: Array) -> Array:
     """Depthwise convolution, "same" padding, as a sum of shifted products.

@@ -171,15 +171,21 @@ def quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def gelu_tanh(x: Array) -> Array:
+    """The tanh approximation of GELU (arXiv 1606.08415, section 2), which GPT-2 uses."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
 }
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Function of that name: gelu (exact), quick_gelu or relu; `UserError` otherwise."""
+    """Function of that name: gelu (exact), gelu_tanh, quick_gelu or relu; `UserError` otherwise."""
     if name not in _ACTIVATIONS:
         raise UserError(f"activation {name!r} is unknown; choose one of {sorted(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -270,6 +276,19 @@ def _softmax_backward(dtype: Any, probs: Array, g: Array) -> tuple[Array, None]:
 
 _masked_softmax = jax.custom_vjp(lambda *args: _softmax_forward(*args)[0], nondiff_argnums=(2,))
 _masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+def causal_mask(mask: Array) -> Array:
+    """Mask for `attention` by which a position sees real tokens up to itself only.
+
+    Args:
+        mask: [B, L], nonzero for real tokens.
+
+    Returns:
+        [B, 1, L, L] bool; rows of leading padding see nothing.
+    """
+    before = jnp.tril(jnp.ones((mask.shape[1], mask.shape[1]), bool))
+    return (mask != 0)[:, None, None, :] & before
 
 
 def attention(
@@ -454,13 +473,17 @@ class Mlp(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """Transformer block of ViT (arXiv 2010.11929, eq. 2-3): x + f(LN(x)), attention then feed-forward."""
+    """Transformer block of ViT (arXiv 2010.11929, eq. 2-3): x + f(LN(x)), attention then feed-forward.
+
+    With `layer_scale` > 0 each branch is multiplied by a learned vector that starts there (CaiT, DINOv2).
+    """
 
     heads: int
     mlp_dim: int
     eps: float = 1e-6
     activation: str = "gelu"
     qkv_bias: bool = True
+    layer_scale: float = 0.0
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
@@ -487,7 +510,7 @@ class PreNormBlock(nn.Module):
             train=train,
             need_probs=need_probs,
         )
-        x = x + self._branch(y, train)
+        x = x + self._branch("layer_scale1", y, train)
         y = Mlp(
             self.mlp_dim,
             activation=self.activation,
@@ -495,9 +518,13 @@ class PreNormBlock(nn.Module):
             dtype=self.dtype,
             name="mlp",
         )(LayerNorm(self.eps, self.dtype, name="norm2")(x))
-        return x + self._branch(y, train), probs
+        return x + self._branch("layer_scale2", y, train), probs
 
-    def _branch(self, y: Array, train: bool) -> Array:
+    def _branch(self, name: str, y: Array, train: bool) -> Array:
+        if self.layer_scale > 0.0:
+            init = nn.initializers.constant(self.layer_scale)
+            scale = self.param(name, init, (y.shape[-1],), jnp.float32)
+            y = y * jnp.asarray(scale, self.dtype)
         if train and self.dropout > 0.0:
             y = dropout(y, self.dropout, self.make_rng("dropout"))
         if train and self.drop_path > 0.0:

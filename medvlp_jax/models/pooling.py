@@ -1,13 +1,19 @@
-"""From token states to fewer vectors: pooling over tokens, layers and word pieces. No parameters."""
+"""From token states to fewer vectors: pooling over tokens, layers and word pieces.
+
+Only `AttentionPool` and `MapPool` have parameters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from medvlp_jax.errors import UserError
+from medvlp_jax.models import layers
 from medvlp_jax.types import Array
 
 
@@ -26,6 +32,113 @@ def masked_max(tokens: Array, mask: Array) -> Array:
     keep = (mask != 0)[..., None]
     highest = jnp.max(jnp.where(keep, tokens, jnp.finfo(tokens.dtype).min), axis=1)
     return jnp.where(keep.any(axis=1), highest, 0)
+
+
+def last_position(mask: Array) -> Array:
+    """Position of the last nonzero entry of each row of mask [B, L] -> [B] int32; 0 for an empty row."""
+    return jnp.max(jnp.where(mask != 0, jnp.arange(mask.shape[1]), 0), axis=1).astype(jnp.int32)
+
+
+def eos_position(input_ids: Array, mask: Array, eos_token_id: int | None) -> Array:
+    """Position of the end-of-text token of each row, by the two rules of CLIP's implementations.
+
+    Args:
+        input_ids: [B, L]; mask: [B, L], nonzero for real tokens. Padding is never chosen.
+        eos_token_id: the first position with this id, or the last real token of a text that was cut off
+            before it. None = the first position of the row's highest id (OpenAI's code, where the
+            end-of-text token is the last of the vocabulary).
+
+    Returns:
+        [B] int32; 0 for a row without any token.
+    """
+    real = mask != 0
+    if eos_token_id is None:
+        return jnp.argmax(jnp.where(real, input_ids, -1), axis=1).astype(jnp.int32)
+    found = real & (input_ids == eos_token_id)
+    first = jnp.argmax(found, axis=1).astype(jnp.int32)
+    return jnp.where(found.any(axis=1), first, last_position(mask))
+
+
+def take_position(tokens: Array, position: Array) -> Array:
+    """The state of tokens [B, L, D] at position [B] of each row -> [B, D]."""
+    return jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to the tokens (pooling by multi-head attention, arXiv 1810.00825, eq. 11).
+
+    Of the paper's block only the attention itself: no residual, no feed-forward. The query starts small, so
+    that at first it is nearly a mean of the tokens' values.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    kernel_init: layers.Initializer = nn.initializers.xavier_uniform()
+    implementation: layers.Implementation = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array | None = None, *, train: bool = False) -> Array:
+        """Maps tokens [B, L, D], of which those with nonzero mask [B, L] count, to [B, D]."""
+        shape = (1, 1, tokens.shape[-1])
+        query = self.param("query", nn.initializers.normal(0.02), shape, jnp.float32)
+        pooled, _ = layers.MultiHeadAttention(
+            self.heads,
+            dropout=self.dropout,
+            kernel_init=self.kernel_init,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            name="attention",
+        )(
+            jnp.broadcast_to(query, (tokens.shape[0], *shape[1:])).astype(self.dtype),
+            tokens,
+            mask,
+            train=train,
+        )
+        return pooled[:, 0]
+
+
+class MapPool(nn.Module):
+    """Multi-head attention pooling of SigLIP (arXiv 2303.15343; the head of 2106.04560, section 2.2).
+
+    A learned probe attends to the tokens -> y; the result is y + MLP(LN(y)). No residual around the
+    attention, unlike the block of arXiv 1810.00825.
+    """
+
+    heads: int
+    mlp_dim: int
+    eps: float = 1e-6
+    activation: str = "gelu"
+    kernel_init: layers.Initializer = nn.initializers.xavier_uniform()
+    implementation: layers.Implementation = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
+        """Maps tokens [B, L, D], of which those with nonzero mask [B, L] count, to [B, D]."""
+        shape = (1, 1, tokens.shape[-1])
+        probe = self.param("probe", nn.initializers.xavier_uniform(), shape, jnp.float32)
+        y, _ = layers.MultiHeadAttention(
+            self.heads,
+            kernel_init=self.kernel_init,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            name="attention",
+        )(
+            jnp.broadcast_to(probe, (tokens.shape[0], *shape[1:])).astype(self.dtype),
+            tokens,
+            mask,
+            train=False,  # the attention has no dropout, so nothing differs in training
+        )
+        normed = layers.LayerNorm(self.eps, self.dtype, name="norm")(y)
+        mlp = layers.Mlp(
+            self.mlp_dim,
+            activation=self.activation,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="mlp",
+        )
+        return (y + mlp(normed))[:, 0]
 
 
 def sum_last_layers(hidden: Sequence[Array], count: int) -> Array:

@@ -1,4 +1,5 @@
-"""Vision Transformer (arXiv 2010.11929), with the options of MAE (2111.06377) and CLIP (2103.00020)."""
+"""Vision Transformer (arXiv 2010.11929) with the options of MAE (2111.06377), CLIP (2103.00020), DINOv2
+(2304.07193, registers 2309.16588) and SigLIP (2303.15343)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import layers
+from medvlp_jax.models import layers, pooling
 from medvlp_jax.types import Array, Outputs
 
 
@@ -31,6 +32,7 @@ _CLIP = {
     "layer_norm_eps": 1e-5,
     "patch_bias": False,
 }
+_SIGLIP = {"class_token": False, "pooling": "map", "activation": "gelu_tanh"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "test/8": _variant(32, 2, 2, 8),
@@ -53,8 +55,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip-B/16": _variant(768, 12, 12, 16, **_CLIP),
     "clip-B/32": _variant(768, 12, 12, 32, **_CLIP),
     "clip-L/14": _variant(1024, 24, 16, 14, **_CLIP),
+    **{
+        f"dinov2-{size}/14{name}": _variant(*sizes, 14, layer_scale=1.0, registers=registers)
+        for size, sizes in {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}.items()
+        for name, registers in (("", 0), ("-reg", 4))
+    },
+    "siglip-B/16": _variant(768, 12, 12, 16, **_SIGLIP),
+    "siglip-L/16": _variant(1024, 24, 16, 16, **_SIGLIP),
+    "siglip-So400m/14": {**_variant(1152, 27, 16, 14, **_SIGLIP), "mlp_dim": 4304},
 }
-"""Constructor arguments per variant: ViT and DeiT (Ti, S) sizes; `clip-*` are the towers of OpenAI's CLIP."""
+"""Constructor arguments per variant: ViT and DeiT (Ti, S) sizes; `clip-*` are the towers of OpenAI's CLIP,
+`dinov2-*` those of DINOv2 without and with registers, `siglip-*` those of SigLIP (So400m for 384 px cuts off
+the 6 pixels that fill no patch: give it 378)."""
 
 TORCH_RULES: list[tuple[str, str, str]] = [
     (r"cls_token", "embeddings.cls_token", "copy"),
@@ -120,6 +132,116 @@ CLIP_TORCH_RULES: list[tuple[str, str, str]] = [
     (r"norm/bias", "post_layernorm.bias", "copy"),
 ]
 """Names of `transformers.CLIPVisionModel` (without the `vision_model.` prefix), in that form."""
+
+
+def _fused(
+    weight: str, bias: str, attention: str = r"block_(\d+)/attention"
+) -> list[tuple[str, str, str]]:
+    """Rules of query, key and value that PyTorch keeps in one tensor."""
+    rules = []
+    for i, name in enumerate(("query", "key", "value")):
+        path = f"{attention}/{name}"
+        rules.append((f"{path}/kernel", weight, f"linear:{i}/3"))
+        rules.append((f"{path}/bias", bias, f"copy:{i}/3"))
+    return rules
+
+
+def _map_rules(head: str, projection: str, norm: str) -> list[tuple[str, str, str]]:
+    """Rules of SigLIP's pooling head except query, key and value."""
+    pool = "attention_pool"
+    return [
+        (f"{pool}/attention/out/kernel", f"{head}.{projection}.weight", "linear"),
+        (f"{pool}/attention/out/bias", f"{head}.{projection}.bias", "copy"),
+        (f"{pool}/norm/scale", f"{head}.{norm}.weight", "copy"),
+        (f"{pool}/norm/bias", f"{head}.{norm}.bias", "copy"),
+        (rf"{pool}/mlp/fc(1|2)/kernel", rf"{head}.mlp.fc\1.weight", "linear"),
+        (rf"{pool}/mlp/fc(1|2)/bias", rf"{head}.mlp.fc\1.bias", "copy"),
+    ]
+
+
+SIGLIP_TORCH_RULES: list[tuple[str, str, str]] = [
+    *(rule for rule in CLIP_TORCH_RULES if not rule[0].startswith(("cls_token", "pre_norm"))),
+    (r"patch_embed/bias", "embeddings.patch_embedding.bias", "copy"),
+    (r"attention_pool/probe", "head.probe", "copy"),
+    *_fused(
+        "head.attention.in_proj_weight", "head.attention.in_proj_bias", "attention_pool/attention"
+    ),
+    *_map_rules("head", "attention.out_proj", "layernorm"),
+]
+"""Names of `transformers.SiglipVisionModel` (without the `vision_model.` prefix), in that form."""
+
+_TIMM_BLOCK = r"blocks.\1"
+TIMM_RULES: list[tuple[str, str, str]] = [
+    (r"cls_token", "cls_token", "copy"),
+    (r"register_tokens", "register_tokens", "copy"),
+    (r"position_embed", "pos_embed", "copy"),
+    (r"pre_norm/scale", "norm_pre.weight", "copy"),
+    (r"pre_norm/bias", "norm_pre.bias", "copy"),
+    (r"patch_embed/kernel", "patch_embed.proj.weight", "conv"),
+    (r"patch_embed/bias", "patch_embed.proj.bias", "copy"),
+    *_fused(rf"{_TIMM_BLOCK}.attn.qkv.weight", rf"{_TIMM_BLOCK}.attn.qkv.bias"),
+    (r"block_(\d+)/attention/out/kernel", rf"{_TIMM_BLOCK}.attn.proj.weight", "linear"),
+    (r"block_(\d+)/attention/out/bias", rf"{_TIMM_BLOCK}.attn.proj.bias", "copy"),
+    (r"block_(\d+)/norm(1|2)/scale", rf"{_TIMM_BLOCK}.norm\2.weight", "copy"),
+    (r"block_(\d+)/norm(1|2)/bias", rf"{_TIMM_BLOCK}.norm\2.bias", "copy"),
+    (r"block_(\d+)/mlp/fc(1|2)/kernel", rf"{_TIMM_BLOCK}.mlp.fc\2.weight", "linear"),
+    (r"block_(\d+)/mlp/fc(1|2)/bias", rf"{_TIMM_BLOCK}.mlp.fc\2.bias", "copy"),
+    (r"block_(\d+)/layer_scale(1|2)", rf"{_TIMM_BLOCK}.ls\2.gamma", "copy"),
+    (r"norm/scale", "norm.weight", "copy"),
+    (r"norm/bias", "norm.bias", "copy"),
+    (r"attention_pool/probe", "attn_pool.latent", "copy"),
+    (r"attention_pool/attention/query/kernel", "attn_pool.q.weight", "linear"),
+    (r"attention_pool/attention/query/bias", "attn_pool.q.bias", "copy"),
+    (r"attention_pool/attention/key/kernel", "attn_pool.kv.weight", "linear:0/2"),
+    (r"attention_pool/attention/key/bias", "attn_pool.kv.bias", "copy:0/2"),
+    (r"attention_pool/attention/value/kernel", "attn_pool.kv.weight", "linear:1/2"),
+    (r"attention_pool/attention/value/bias", "attn_pool.kv.bias", "copy:1/2"),
+    *_map_rules("attn_pool", "proj", "norm"),
+]
+"""Names of timm, DeiT, MAE and DINOv2's own files; "linear:1/3" is one of three parts, see `interop.keys`."""
+
+_DINO_LAYER = r"encoder.layer.\1"
+DINOV2_TORCH_RULES: list[tuple[str, str, str]] = [
+    *(r for r in TORCH_RULES if not r[0].startswith((r"block_(\d+)/norm", r"block_(\d+)/mlp", "pooler"))),
+    (r"register_tokens", "embeddings.register_tokens", "copy"),
+    (r"block_(\d+)/norm(1|2)/scale", rf"{_DINO_LAYER}.norm\2.weight", "copy"),
+    (r"block_(\d+)/norm(1|2)/bias", rf"{_DINO_LAYER}.norm\2.bias", "copy"),
+    (r"block_(\d+)/mlp/fc(1|2)/kernel", rf"{_DINO_LAYER}.mlp.fc\2.weight", "linear"),
+    (r"block_(\d+)/mlp/fc(1|2)/bias", rf"{_DINO_LAYER}.mlp.fc\2.bias", "copy"),
+    (r"block_(\d+)/layer_scale(1|2)", rf"{_DINO_LAYER}.layer_scale\2.lambda1", "copy"),
+]  # fmt: skip
+"""Names of `transformers.Dinov2Model` and `Dinov2WithRegistersModel`, in that form."""
+
+_CLIP_BLOCK = r"transformer.resblocks.\1"
+OPENAI_RULES: list[tuple[str, str, str]] = [
+    (r"cls_token", "class_embedding", "leading"),
+    (r"position_embed", "positional_embedding", "leading"),
+    (r"patch_embed/kernel", "conv1.weight", "conv"),
+    (r"pre_norm/scale", "ln_pre.weight", "copy"),
+    (r"pre_norm/bias", "ln_pre.bias", "copy"),
+    *_fused(rf"{_CLIP_BLOCK}.attn.in_proj_weight", rf"{_CLIP_BLOCK}.attn.in_proj_bias"),
+    (r"block_(\d+)/attention/out/kernel", rf"{_CLIP_BLOCK}.attn.out_proj.weight", "linear"),
+    (r"block_(\d+)/attention/out/bias", rf"{_CLIP_BLOCK}.attn.out_proj.bias", "copy"),
+    (r"block_(\d+)/norm(1|2)/scale", rf"{_CLIP_BLOCK}.ln_\2.weight", "copy"),
+    (r"block_(\d+)/norm(1|2)/bias", rf"{_CLIP_BLOCK}.ln_\2.bias", "copy"),
+    (r"block_(\d+)/mlp/fc1/kernel", rf"{_CLIP_BLOCK}.mlp.c_fc.weight", "linear"),
+    (r"block_(\d+)/mlp/fc1/bias", rf"{_CLIP_BLOCK}.mlp.c_fc.bias", "copy"),
+    (r"block_(\d+)/mlp/fc2/kernel", rf"{_CLIP_BLOCK}.mlp.c_proj.weight", "linear"),
+    (r"block_(\d+)/mlp/fc2/bias", rf"{_CLIP_BLOCK}.mlp.c_proj.bias", "copy"),
+    (r"norm/scale", "ln_post.weight", "copy"),
+    (r"norm/bias", "ln_post.bias", "copy"),
+]
+"""Names of OpenAI's CLIP and of open_clip (without the `visual.` prefix)."""
+
+SOURCES: dict[str, list[tuple[str, str, str]]] = {
+    "transformers ViT or DeiT": TORCH_RULES,
+    "transformers CLIP": CLIP_TORCH_RULES,
+    "transformers SigLIP": SIGLIP_TORCH_RULES,
+    "transformers DINOv2": DINOV2_TORCH_RULES,
+    "timm, MAE or DINOv2": TIMM_RULES,
+    "OpenAI CLIP or open_clip": OPENAI_RULES,
+}
+"""Namings that `interop.pretrained` recognises."""
 
 
 def sincos_2d(width: int, grid: tuple[int, int], *, cls: bool) -> np.ndarray:
@@ -208,10 +330,14 @@ class Encoder(nn.Module):
         patch_size, width, depth, heads, mlp_dim: sizes, the patch in pixels.
         class_token: whether a class token is prepended.
         pooling: "cls" = class token after the final norm, "pooler" = tanh(dense) of it (transformers'
-            ViTModel), "mean" = mean of the patch tokens after the final norm.
+            ViTModel), "mean" = mean of the patch tokens after the final norm, "map" = `pooling.MapPool` of
+            them (SigLIP).
         positions: "learned" table (its length is fixed by the first image seen) or "sincos" (fixed).
+        registers: number of register tokens, which come after the class token and have no position; they
+            are in `hidden`, not in `tokens`.
+        layer_scale: see `layers.PreNormBlock`.
         pre_layernorm: LayerNorm before the first block (CLIP).
-        activation: "gelu" (exact) or "quick_gelu".
+        activation: "gelu" (exact), "gelu_tanh" (SigLIP) or "quick_gelu" (OpenAI's CLIP).
         qkv_bias, patch_bias: whether those layers have a bias.
         dropout, attention_dropout, drop_path: rates; attention_dropout None = dropout; drop_path grows
             linearly from 0 over depth.
@@ -227,8 +353,10 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     class_token: bool = True
-    pooling: Literal["cls", "mean", "pooler"] = "cls"
+    pooling: Literal["cls", "mean", "pooler", "map"] = "cls"
     positions: Literal["learned", "sincos"] = "learned"
+    registers: int = 0
+    layer_scale: float = 0.0
     pre_layernorm: bool = False
     activation: str = "gelu"
     layer_norm_eps: float = 1e-6
@@ -256,7 +384,7 @@ class Encoder(nn.Module):
 
         Returns:
             tokens [B, N or Nk, D] and cls [B, D] (if there is one) after the final norm; pooled [B, D];
-            hidden: tuple of depth + 1 arrays [B, T, D] with the class token first, the embeddings, then
+            hidden: tuple of depth + 1 arrays [B, T, D], class token and registers first: the embeddings, then
             each block's output (before the final norm); attention [B, heads, T, T] of the last block if
             `last_attention`.
 
@@ -274,6 +402,7 @@ class Encoder(nn.Module):
         if self.class_token:
             outputs["cls"] = x[:, 0]
             x = x[:, 1:]
+        x = x[:, self.registers :]
         outputs["tokens"] = x
         outputs["pooled"] = self._pool(x, outputs.get("cls"))
         if self.last_attention:
@@ -294,8 +423,13 @@ class Encoder(nn.Module):
             self.patch_size, self.width, self.patch_bias, self.dtype, name="patch_embed"
         )
         x = embed(patches) + positions.astype(self.dtype)
+        init = nn.initializers.normal(0.02)
+        if self.registers:
+            shape = (1, self.registers, self.width)
+            registers = self.param("register_tokens", init, shape, jnp.float32).astype(self.dtype)
+            registers = jnp.broadcast_to(registers, (x.shape[0], *shape[1:]))
+            x = jnp.concatenate([registers, x], axis=1)
         if self.class_token:
-            init = nn.initializers.normal(0.02)
             cls = self.param("cls_token", init, (1, 1, self.width), jnp.float32) + cls_position
             cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([cls, x], axis=1)
@@ -330,6 +464,7 @@ class Encoder(nn.Module):
                 eps=self.layer_norm_eps,
                 activation=self.activation,
                 qkv_bias=self.qkv_bias,
+                layer_scale=self.layer_scale,
                 dropout=self.dropout,
                 attention_dropout=self._attention_dropout(),
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
@@ -348,6 +483,16 @@ class Encoder(nn.Module):
     def _pool(self, tokens: Array, cls: Array | None) -> Array:
         if self.pooling == "mean":
             return tokens.astype(jnp.float32).mean(axis=1).astype(tokens.dtype)
+        if self.pooling == "map":
+            return pooling.MapPool(
+                self.heads,
+                self.mlp_dim,
+                eps=self.layer_norm_eps,
+                activation=self.activation,
+                implementation=self.attention,
+                dtype=self.dtype,
+                name="attention_pool",
+            )(tokens)
         if cls is None:
             raise UserError(
                 f"pooling={self.pooling!r} needs class_token=True; or set pooling='mean'"
@@ -356,4 +501,4 @@ class Encoder(nn.Module):
             return cls
         if self.pooling == "pooler":
             return jnp.tanh(layers.Dense(self.width, dtype=self.dtype, name="pooler")(cls))
-        raise UserError(f"pooling={self.pooling!r} is unknown; choose cls, mean or pooler")
+        raise UserError(f"pooling={self.pooling!r} is unknown; choose cls, mean, pooler or map")

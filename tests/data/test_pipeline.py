@@ -352,6 +352,20 @@ def test_text_sampling(built, tokenizer, examples, sample) -> None:
         assert len(seen) > TRAIN  # not always the same part
 
 
+def test_sentences_are_a_random_subset_in_order(tokenizer) -> None:
+    chosen = options.data_options({"text": {"sample": "sentences"}})
+    encoder = pipeline._TextEncoder(chosen, tokenizer)
+    all_of_them = ["First here.", "Second there.", "Third gone."]
+    text = " ".join(all_of_them)
+    seen = {encoder.choose({"text": text}, np.random.default_rng(i)) for i in range(80)}
+    subsets = {
+        " ".join(s for k, s in enumerate(all_of_them) if mask >> k & 1) for mask in range(1, 8)
+    }
+    assert seen == subsets
+    assert encoder.choose({"text": text}, None) == text  # evaluation reads everything
+    assert encoder.choose({"text": ""}, np.random.default_rng(0)) == ""
+
+
 def test_row_without_a_section_gives_its_report(tokenizer) -> None:
     chosen = options.data_options({"text": {"sample": "impression"}})
     encoder = pipeline._TextEncoder(chosen, tokenizer)

@@ -17,7 +17,7 @@ from medvlp_jax.data.transforms import centre_crop, resize_shorter
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import hf
 from medvlp_jax.interop.model_card import model_card
-from medvlp_jax.models import bert, convnext, heads, resnet, vit
+from medvlp_jax.models import bert, clip_text, convnext, heads, resnet, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 
 LENGTH = 16
@@ -93,6 +93,7 @@ VARIANTS = {
     "cls": dict(image=dict(pooling="cls")),
     "sincos": dict(image=dict(positions="sincos", patch_bias=False, qkv_bias=False)),
     "quick_gelu": dict(image=dict(activation="quick_gelu"), words=dict(layer_norm_eps=1e-5)),
+    "dinov2": dict(image=dict(pooling="cls", layer_scale=1.0, registers=2)),
     "no_types_no_heads": dict(
         words=dict(token_types=0), image_projection=None, text_projection=None
     ),
@@ -121,6 +122,51 @@ def test_roberta(tokenizer, tmp_path) -> None:
     compare(model, params, tokenizer, tmp_path / "out")
     with pytest.raises(UserError, match="padding_idx"):
         run(make_model(words=dict(position_ids="roberta")), params, tokenizer, tmp_path / "no")
+
+
+CLIP = {
+    **vit.VARIANTS["test/8"],
+    "pre_layernorm": True,
+    "activation": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "patch_bias": False,
+}
+CLIP_TEXT = {**clip_text.VARIANTS["test"], "vocab_size": 120, "max_positions": 40}
+
+
+@pytest.mark.parametrize("end", [None, 3])
+def test_the_towers_of_clip_become_a_clip_model(end: int | None, tokenizer, tmp_path) -> None:
+    """At the highest id, or at the id of [SEP], the only one that every text of `compare` has."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoTokenizer, CLIPModel
+
+    model = make_model(
+        image_encoder=vit.Encoder(**CLIP),
+        text_encoder=clip_text.Encoder(**CLIP_TEXT, eos_token_id=end),
+    )
+    params = make_params(model)
+    done = run(model, params, tokenizer, tmp_path / "out")
+    assert done.verified
+    theirs = CLIPModel.from_pretrained(done.folder).eval()
+    rows = AutoTokenizer.from_pretrained(done.folder)(TEXTS, padding=True, return_tensors="pt")
+    pixels = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    with torch.inference_mode():
+        out = theirs(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), **rows)
+    batch = {"image": pixels, **{k: v.numpy().astype(np.int32) for k, v in rows.items()}}
+    got: Any = model.apply({"params": params}, batch)
+    np.testing.assert_allclose(got["image_embed"], out.image_embeds.numpy(), atol=1e-4)
+    np.testing.assert_allclose(got["text_embed"], out.text_embeds.numpy(), atol=1e-4)
+    assert theirs.logit_scale.exp().item() == pytest.approx(12.5, rel=1e-5)
+    run(model, params, tokenizer, tmp_path / "out", card="second")
+    assert (tmp_path / "out" / "README.md").read_text() == "second"
+
+
+def test_a_downloaded_clip_is_not_replaced(tokenizer, tmp_path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    model = make_model()
+    with pytest.raises(UserError, match="no earlier export"):
+        run(model, make_params(model), tokenizer, tmp_path / "clip")
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -213,6 +259,11 @@ REFUSED = {
     "bias": (dict(text_projection=heads.LinearProjection(24, use_bias=True)), "use_bias"),
     "widths": (dict(text_projection=heads.LinearProjection(20)), "24 and 20"),
     "fusion": (dict(fusion=heads.ItmHead()), "fusion"),
+    "clip text with a plain vit": (
+        dict(text_encoder=clip_text.Encoder(**CLIP_TEXT)),
+        "pre_layernorm=False: 'clip_text' goes with",
+    ),
+    "registers": (dict(image=dict(registers=2)), "registers=2"),
     "resnet": (
         dict(image_encoder=resnet.Encoder(**next(iter(resnet.VARIANTS.values())))),
         "only 'vit' and 'convnext'",

@@ -89,3 +89,60 @@ def test_every_parameter_needs_exactly_one_rule() -> None:
         keys.to_torch({f"p{i}": np.zeros(1) for i in range(17)}, RULES)
     with pytest.raises(ValueError, match="unknown transform"):
         keys.to_torch({"a": np.zeros(1)}, [("a", "a", "flip")])
+
+
+FUSED = [
+    (r"query/kernel", "in_proj_weight", "linear:0/3"),
+    (r"key/kernel", "in_proj_weight", "linear:1/3"),
+    (r"value/kernel", "in_proj_weight", "linear:2/3"),
+    (r"query/bias", "in_proj_bias", "copy:0/3"),
+    (r"key/bias", "in_proj_bias", "copy:1/3"),
+    (r"value/bias", "in_proj_bias", "copy:2/3"),
+]
+
+
+def test_slices_of_a_fused_tensor_keep_their_order_in_both_directions() -> None:
+    rng = np.random.default_rng(1)
+    # Reversed, so that the order of the rules and not that of the parameters must decide.
+    ours = {
+        name: {"kernel": rng.normal(size=(4, 5)), "bias": rng.normal(size=5)}
+        for name in ("value", "key", "query")
+    }
+    theirs = keys.to_torch(ours, FUSED, prefix="attn.")
+    assert {k: v.shape for k, v in theirs.items()} == {
+        "attn.in_proj_weight": (15, 4),
+        "attn.in_proj_bias": (15,),
+    }
+    np.testing.assert_array_equal(theirs["attn.in_proj_weight"][5:10], ours["key"]["kernel"].T)
+    np.testing.assert_array_equal(theirs["attn.in_proj_bias"][10:], ours["value"]["bias"])
+    assert theirs["attn.in_proj_weight"].flags.c_contiguous
+    back = keys.from_torch(theirs, ours, FUSED, prefix="attn.")
+    jax.tree.map(np.testing.assert_array_equal, back, ours)
+    # A Conv1D weight of GPT-2 is [in, 3 * out]: "copy" cuts it along the outputs as well.
+    conv = [(pattern, key, kind.replace("linear", "copy")) for pattern, key, kind in FUSED]
+    weight = keys.to_torch(ours, conv)["in_proj_weight"]
+    np.testing.assert_array_equal(weight[:, :5], ours["query"]["kernel"])
+    jax.tree.map(
+        np.testing.assert_array_equal, keys.from_torch(keys.to_torch(ours, conv), ours, conv), ours
+    )
+
+
+def test_incomplete_doubled_or_misshapen_slices_are_refused() -> None:
+    ours = {n: {"kernel": np.ones((4, 5)), "bias": np.ones(5)} for n in ("query", "key", "value")}
+    theirs = keys.to_torch(ours, FUSED)
+    without = {name: ours[name] for name in ("query", "value")}
+    with pytest.raises(UserError, match=r"in_proj_weight: no parameter for its slices \[1\]"):
+        keys.to_torch(without, FUSED)
+    with pytest.raises(UserError, match=r"in_proj_bias: no parameter for its slices \[1\]"):
+        keys.from_torch(theirs, without, FUSED)
+    with pytest.raises(UserError, match="key in_proj_bias is taken by another"):
+        keys.to_torch({**ours, "more": np.ones(5)}, [*FUSED, ("more", "in_proj_bias", "copy:0/3")])
+    with pytest.raises(UserError, match="key in_proj_bias is taken by another"):
+        keys.to_torch({**ours, "more": np.ones(5)}, [*FUSED, ("more", "in_proj_bias", "copy")])
+    with pytest.raises(UserError, match=r"query/bias \(5,\): in_proj_bias is \(14,\)"):
+        keys.from_torch({**theirs, "in_proj_bias": np.ones(14)}, ours, FUSED)
+    with pytest.raises(UserError, match=r"key/bias \(5,\): in_proj_bias is \(18,\), that is \(6,"):
+        keys.from_torch({**theirs, "in_proj_bias": np.ones(18)}, ours, FUSED)
+    for wrong in ("copy:3/3", "copy:1", "copy:a/b"):
+        with pytest.raises(ValueError, match="unknown slice"):
+            keys.to_torch({"a": np.zeros(1)}, [("a", "a", wrong)])

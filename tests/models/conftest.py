@@ -31,7 +31,7 @@ def convert(tree: Any, weights: dict[str, np.ndarray], rules: Rules, used: set[s
                 if transform == "linear":
                     value = value.T
                 elif transform == "conv":
-                    value = value.transpose(2, 3, 1, 0)
+                    value = np.moveaxis(value, (0, 1), (-1, -2))
                 elif transform == "leading":
                     value = value.reshape(leaf.shape)
                 assert value.shape == leaf.shape, (name, key, value.shape, leaf.shape)
@@ -63,29 +63,6 @@ def from_torch(tmp_path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def randomise() -> Callable[[Any], Any]:
-    """Gives a torch model random values everywhere, so that biases and norms are tested too."""
-
-    def apply(model: Any) -> Any:
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, value in [*model.named_parameters(), *model.named_buffers()]:
-                if value.dtype.is_floating_point:
-                    noise = torch.randn(value.shape, generator=generator)
-                    if name.endswith("running_var"):
-                        value.copy_(1 + 0.3 * noise.abs())
-                    elif value.ndim == 1:
-                        value.copy_((1 if "weight" in name else 0) + 0.1 * noise)
-                    else:
-                        value.copy_(noise * (1.0 / value[0].numel()) ** 0.5)
-        return model.eval()
-
-    return apply
-
-
-@pytest.fixture
 def assert_same_gradient() -> Callable[[Any, Any], None]:
     """Compares two gradient trees leaf by leaf, relative to each leaf's largest entry.
 
@@ -101,19 +78,3 @@ def assert_same_gradient() -> Callable[[Any, Any], None]:
             np.testing.assert_allclose(a / scale, b / scale, atol=tolerance, err_msg=_slash(path))
 
     return check
-
-
-@pytest.fixture
-def fill() -> Callable[[Any], Any]:
-    """`fill(shapes)`: random variables, biases and norms included, without compiling an initialiser."""
-
-    def value(path: Any, leaf: Any) -> np.ndarray:
-        name = _slash(path)
-        noise = np.random.default_rng(len(name)).normal(size=leaf.shape).astype(np.float32)
-        if name.endswith(("scale", "var")):
-            return 1 + 0.1 * np.abs(noise)
-        if name.endswith("kernel"):
-            return noise / np.float32(np.prod(leaf.shape[:-1]) ** 0.5)
-        return 0.1 * noise
-
-    return lambda shapes: jax.tree_util.tree_map_with_path(value, shapes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import bert
+from medvlp_jax.models import bert, pooling
 
 TINY = {"width": 48, "depth": 2, "heads": 4, "mlp_dim": 96, "vocab_size": 60, "max_positions": 20}
 LENGTHS = np.array([9, 12, 5])
@@ -146,9 +146,9 @@ def test_roberta_positions_count_from_the_padding_index(randomise, from_torch):
         _shapes(ours.clone(max_positions=11))
 
 
-@pytest.mark.parametrize("pooling", ["pooler", "cls", "mean", "max"])
-def test_padding_never_matters_and_each_pooling_is_what_it_says(pooling, fill):
-    encoder = bert.Encoder(**TINY, pooling=pooling)
+@pytest.mark.parametrize("kind", ["pooler", "cls", "eos", "mean", "max", "attention"])
+def test_padding_never_matters_and_each_pooling_is_what_it_says(kind, fill):
+    encoder = bert.Encoder(**TINY, pooling=kind)
     variables = fill(_shapes(encoder))
     out = _apply(encoder, variables)
     noise = np.where(MASK == 1, IDS, (IDS + 17) % 60)
@@ -162,9 +162,27 @@ def test_padding_never_matters_and_each_pooling_is_what_it_says(pooling, fill):
     np.testing.assert_allclose(shorter["pooled"][0], out["pooled"][2], atol=1e-5)
 
     states = np.asarray(out["tokens"][2, :5])
-    expected = {"cls": states[0], "mean": states.mean(0), "max": states.max(0)}.get(pooling)
+    expected = {
+        "cls": states[0],
+        "eos": states[4],
+        "mean": states.mean(0),
+        "max": states.max(0),
+    }.get(kind)
     if expected is not None:
         np.testing.assert_allclose(out["pooled"][2], expected, atol=1e-5)
+
+
+def test_attention_pooling_learns_one_query_over_the_tokens(fill):
+    encoder = bert.Encoder(**TINY, pooling="attention")
+    variables = fill(_shapes(encoder))
+    plain = bert.Encoder(**TINY, pooling="cls")
+    own = variables["params"]["attention_pool"]
+    rest = {k: v for k, v in variables["params"].items() if k != "attention_pool"}
+    assert jax.tree.structure(rest) == jax.tree.structure(_shapes(plain)["params"])
+    assert own["query"].shape == (1, 1, 48)
+    tokens = _apply(plain, {"params": rest})["tokens"]
+    expected = pooling.AttentionPool(heads=4).apply({"params": own}, tokens, MASK)
+    np.testing.assert_allclose(_apply(encoder, variables)["pooled"], expected, atol=1e-5)
 
 
 def test_a_row_without_any_token_gives_finite_numbers_and_gradients(fill):
@@ -228,7 +246,7 @@ def test_bfloat16_stays_close_to_float32_with_float32_parameters(fill):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"pooling": "last"}, "choose pooler, cls, mean or max"),
+        ({"pooling": "last"}, "choose pooler, cls, eos, mean, max or attention"),
         ({"position_ids": "rotary"}, "absolute or roberta"),
         ({"max_positions": 8}, "12 tokens is longer than the 8 positions"),
     ],

@@ -18,7 +18,7 @@ SMALL = {"hidden_sizes": (8, 12, 20), "depths": (1, 2, 1), "patch_size": 4, "lay
 PARAMETERS = {
     # Those of transformers.ConvNextModel: the published counts less the classifier.
     "test": 18_320,
-    "quickstart": 1_037_632,
+    "quickstart": 593_904,
     "T": 27_820_128,
     "S": 49_454_688,
     "B": 87_566_464,

@@ -44,6 +44,13 @@ def test_gelu_is_the_exact_one_in_value_and_gradient():
     assert layers.gelu(jnp.zeros(3, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_tanh_gelu_is_the_published_formula():
+    x = np.linspace(-6, 6, 121).astype(np.float32)
+    expected = 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(layers.activation("gelu_tanh")(x), expected, atol=1e-6)
+    assert np.abs(expected - layers.gelu(x)).max() > 1e-4
+
+
 def test_masked_softmax_has_the_gradient_of_plain_softmax():
     logits, weight = _normal(4, 6), _normal(4, 6)
     mask = RNG.random((4, 6)) < 0.7
@@ -159,6 +166,17 @@ def test_full_masks_per_query_are_respected():
     changed[:, 3] = 9
     later, _ = layers.attention(changed, changed, changed, causal)
     np.testing.assert_array_equal(out[:, :3], later[:, :3])
+
+
+def test_causal_mask_shows_real_tokens_up_to_the_position_itself():
+    mask = layers.causal_mask(np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1]]))
+    assert mask.shape == (3, 1, 3, 3)
+    expected = [
+        [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
+        [[1, 0, 0], [1, 1, 0], [1, 1, 0]],
+        [[0, 0, 0], [0, 1, 0], [0, 1, 1]],
+    ]
+    np.testing.assert_array_equal(mask[:, 0], np.array(expected, bool))
 
 
 def test_unknown_attention_implementation_is_refused():

@@ -55,3 +55,55 @@ def test_more_layers_than_there_are_is_refused():
     for count in (0, 4):
         with pytest.raises(UserError, match="choose 1 to 3"):
             pooling.sum_last_layers(hidden, count)
+
+
+def test_the_end_of_a_text_is_never_padding():
+    ids = np.array([[5, 9, 7, 9], [5, 7, 9, 8], [5, 6, 8, 9], [9, 9, 9, 9]])
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(pooling.last_position(mask), [3, 1, 2, 0])
+    # Highest id: the first of equal ones. Given id: its first place, else the last real token.
+    np.testing.assert_array_equal(pooling.eos_position(ids, mask, None), [1, 1, 2, 0])
+    np.testing.assert_array_equal(pooling.eos_position(ids, mask, 9), [1, 1, 2, 0])
+    np.testing.assert_array_equal(pooling.eos_position(ids, mask, 7), [2, 1, 2, 0])
+    tokens = jnp.arange(24.0).reshape(4, 3, 2)
+    taken = pooling.take_position(tokens, jnp.array([0, 2, 1, 1]))
+    np.testing.assert_array_equal(taken, [[0, 1], [10, 11], [14, 15], [20, 21]])
+
+
+def test_attention_pool_equals_pytorch_multihead_attention_of_one_query(fill):
+    import torch
+
+    tokens = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
+    mask = (np.arange(6) < np.array([6, 4, 0])[:, None]).astype(np.int32)
+    pool = pooling.AttentionPool(heads=2)
+    params = fill(jax.eval_shape(lambda: pool.init(jax.random.key(0), tokens, mask)))["params"]
+    ours = np.asarray(pool.apply({"params": params}, tokens, mask))
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    own = params["attention"]
+    with torch.no_grad():
+        names = ("query", "key", "value")
+        weight = np.concatenate([own[n]["kernel"].T for n in names])
+        bias = np.concatenate([own[n]["bias"] for n in names])
+        theirs.in_proj_weight.copy_(torch.from_numpy(weight))
+        theirs.in_proj_bias.copy_(torch.from_numpy(bias))
+        theirs.out_proj.weight.copy_(torch.from_numpy(own["out"]["kernel"].T.copy()))
+        theirs.out_proj.bias.copy_(torch.from_numpy(own["out"]["bias"]))
+        query = torch.from_numpy(params["query"]).expand(3, 1, 8)
+        keys = torch.from_numpy(tokens)
+        expected = theirs(query, keys, keys, key_padding_mask=torch.from_numpy(mask == 0))[0]
+    np.testing.assert_allclose(ours[:2], expected[:2, 0].numpy(), atol=1e-5)
+    # A row without tokens: no value, only the bias of the output layer.
+    np.testing.assert_allclose(ours[2], own["out"]["bias"], atol=1e-6)
+
+
+def test_attention_pool_starts_as_nearly_a_mean_and_its_query_learns():
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    pool = pooling.AttentionPool(heads=2)
+    params = pool.init(jax.random.key(0), tokens, mask)["params"]
+    own = params["attention"]
+    value = pooling.masked_mean(tokens, mask) @ own["value"]["kernel"]
+    pooled = pool.apply({"params": params}, tokens, mask)
+    np.testing.assert_allclose(pooled, value @ own["out"]["kernel"], atol=0.05)
+    grads = jax.grad(lambda p: jnp.sum(pool.apply({"params": p}, tokens, mask) ** 2))(params)
+    assert np.abs(grads["query"]).max() > 1e-3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.errors import UserError
+from medvlp_jax.interop import keys
 from medvlp_jax.models import vit
 
 IMAGE = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
@@ -31,6 +32,17 @@ PARAMETERS = {
     "clip-B/16": 85_799_424,
     "clip-B/32": 87_456_000,
     "clip-L/14": 303_179_776,
+    # DINOv2's published 22,056,576, 86,580,480 and 304,368,640 are at 518 px and with a mask token.
+    "dinov2-S/14": 22_056_576 - (1 + 1369 - 256) * 384,
+    "dinov2-B/14": 86_580_480 - (1 + 1369 - 256) * 768,
+    "dinov2-L/14": 304_368_640 - (1 + 1369 - 256) * 1024,
+    "dinov2-S/14-reg": 22_056_576 - (1 + 1369 - 256 - 4) * 384,
+    "dinov2-B/14-reg": 86_580_480 - (1 + 1369 - 256 - 4) * 768,
+    "dinov2-L/14-reg": 304_368_640 - (1 + 1369 - 256 - 4) * 1024,
+    # With those of `siglip_text.VARIANTS`: see there. L is at 256 px and So400m at 384 px (27 x 27 patches).
+    "siglip-B/16": 92_884_224,
+    "siglip-L/16": 315_956_224 - (256 - 196) * 1024,
+    "siglip-So400m/14": 428_225_600 - (729 - 256) * 1152,
     "test/8": 56_800,
     "test/16": 56_416,
     "quickstart/8": 1_315_200,
@@ -220,6 +232,46 @@ def test_keeping_all_patches_in_another_order_only_reorders_the_tokens(fill):
     np.testing.assert_allclose(shuffled["tokens"], plain["tokens"][:, order[0]], atol=1e-5)
 
 
+def test_siglip_tower_equals_transformers_in_value_and_gradient(randomise, assert_same_gradient):
+    import torch
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        image_size=32,
+        patch_size=8,
+        attn_implementation="eager",
+    )
+    theirs = randomise(SiglipVisionModel(config))
+    ours = vit.Encoder(**TINY, class_token=False, pooling="map", activation="gelu_tanh")
+    shapes = _shapes(ours)["params"]
+
+    def converted(values):
+        tensors = {name: value.detach().numpy() for name, value in values}
+        return keys.from_torch(tensors, shapes, vit.SIGLIP_TORCH_RULES)
+
+    params = converted(theirs.named_parameters())
+    out = theirs(torch.from_numpy(IMAGE.transpose(0, 3, 1, 2).copy()), output_hidden_states=True)
+    y = _apply(ours, {"params": params})
+    assert "cls" not in y
+    np.testing.assert_allclose(y["hidden"][1], out.hidden_states[1].detach(), atol=1e-5)
+    np.testing.assert_allclose(y["tokens"], out.last_hidden_state.detach(), atol=1e-4)
+    np.testing.assert_allclose(y["pooled"], out.pooler_output.detach(), atol=1e-4)
+    weight = np.random.default_rng(1).normal(size=(3, 48)).astype(np.float32)
+    loss = (out.pooler_output * torch.from_numpy(weight)).sum()
+    (loss + out.last_hidden_state.square().mean()).backward()
+    expected = converted((name, value.grad) for name, value in theirs.named_parameters())
+
+    def objective(p):
+        y = ours.apply({"params": p}, IMAGE, train=True)
+        return jnp.sum(y["pooled"] * weight) + jnp.mean(y["tokens"] ** 2)
+
+    assert_same_gradient(jax.jit(jax.grad(objective))(params), expected)
+
+
 def test_wrong_image_sizes_are_refused_with_both_sizes_and_a_remedy(fill):
     encoder = vit.Encoder(**TINY)
     variables = fill(_shapes(encoder))
@@ -234,7 +286,7 @@ def test_wrong_image_sizes_are_refused_with_both_sizes_and_a_remedy(fill):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"pooling": "max"}, "choose cls, mean or pooler"),
+        ({"pooling": "max"}, "choose cls, mean, pooler or map"),
         ({"class_token": False}, "class_token=True"),
         ({"positions": "rotary"}, "learned or sincos"),
         ({"activation": "swish"}, "swish"),

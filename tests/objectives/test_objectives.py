@@ -145,8 +145,24 @@ def test_duplicates_are_taken_from_text_id(kind):
         evaluate(kind(duplicates="mask"), distinct, params)[0],
         rtol=1e-6,
     )
-    with pytest.raises(UserError, match="choose ignore or mask"):
+    with pytest.raises(UserError, match="choose ignore(,| or) mask"):
         evaluate(kind(duplicates="drop"), twins)
+
+
+def test_info_nce_can_spare_the_other_rows_of_a_patient():
+    """Equal to contrasting within the rows that are left: here two patients of one row each per block."""
+    texts = np.arange(ROWS, dtype=np.int32)
+    twins = random_pass(text_id=texts, subject_id=np.array([5, 5, 1, 2, 3, 4], np.int32))
+    alone = random_pass(text_id=texts, subject_id=np.arange(ROWS, dtype=np.int32))
+    loss, _, params = evaluate(InfoNce(duplicates="mask"), twins)
+    spared, _, _ = evaluate(InfoNce(duplicates="mask_patient"), twins, params)
+    assert spared < loss
+    same, _, _ = evaluate(InfoNce(duplicates="mask_patient"), alone, params)
+    np.testing.assert_allclose(same, loss, rtol=1e-6)
+    as_texts = random_pass(text_id=np.array([5, 5, 1, 2, 3, 4], np.int32))
+    np.testing.assert_allclose(
+        spared, evaluate(InfoNce(duplicates="mask"), as_texts, params)[0], rtol=1e-6
+    )
 
 
 def test_info_nce_without_duplicates_ignores_their_similarity():

@@ -1,0 +1,84 @@
+"""The formats of `export --to`: which function writes each, and what its model card says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, get_args
+
+from medvlp_jax.errors import UserError
+from medvlp_jax.interop import hf, hf_tower, onnx_export, stablehlo, torch_export
+from medvlp_jax.interop.exporting import Exported, Trained
+
+FORMATS = {
+    "hf": "transformers: VisionTextDualEncoderModel, or one tower with --part",
+    "jax": "StableHLO programs through jax.export",
+    "torch": "PyTorch module file and weights, without transformers",
+    "onnx": "ONNX graphs",
+}
+"""Name -> one line for the help."""
+
+PARTS = ("both", *get_args(hf_tower.Part))
+
+
+def check(to: str, part: str) -> None:
+    """Raises UserError for a format or part that does not exist, or a part that the format does not have."""
+    if to not in FORMATS:
+        raise UserError(f"--to {to} is unknown: choose one of {', '.join(FORMATS)}")
+    if part not in PARTS:
+        raise UserError(f"--part {part} is unknown: choose one of {', '.join(PARTS)}")
+    if part != "both" and to != "hf":
+        raise UserError(
+            f"--part {part} belongs to --to hf; the {to} export holds each tower as a function of its own"
+        )
+
+
+def export(trained: Trained, folder: str | os.PathLike[str], *, to: str, part: str) -> Exported:
+    """Writes one format.
+
+    Args:
+        trained: the model.
+        folder: made; an earlier export there is replaced once the new one is verified.
+        to: key of `FORMATS`; part: of `PARTS`.
+
+    Raises:
+        UserError: see `check` and the export function of the format.
+    """
+    check(to, part)
+    if to == "jax":
+        return stablehlo.export(trained, folder)
+    if to == "torch":
+        return torch_export.export(trained, folder)
+    if to == "onnx":
+        return onnx_export.export(trained, folder)
+    if part == "image" or part == "text":
+        return hf_tower.export(trained, folder, part)
+    return hf.export(
+        trained.model,
+        trained.params,
+        trained.tokenizer,
+        folder,
+        image=trained.image,
+        max_length=trained.max_length,
+        logit_scale=trained.logit_scale,
+        card=trained.card,
+        batch_stats=trained.batch_stats or None,
+    )
+
+
+def card_options(to: str, part: str) -> dict[str, Any]:
+    """The arguments of `model_card.model_card` that depend on the format."""
+    if part == "image" or part == "text":
+        task = "image-feature-extraction" if part == "image" else "feature-extraction"
+        return {
+            "usage": hf_tower.USAGE[part],
+            "what": f"{part.capitalize()} encoder",
+            "pipeline": task,
+        }
+    usage = {
+        "hf": hf.USAGE,
+        "jax": stablehlo.USAGE,
+        "torch": torch_export.USAGE,
+        "onnx": onnx_export.USAGE,
+    }
+    library = {"hf": "transformers", "jax": "jax", "torch": "pytorch", "onnx": "onnx"}
+    return {"usage": usage[to], "library": library[to]}
