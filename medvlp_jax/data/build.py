@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from medvlp_jax.data.paths import built_datasets, data_root, dataset_folder
 from medvlp_jax.data.spec import DatasetSpec, all_specs, load_spec
+from medvlp_jax.data.spilling import spilling_without_tensorflow
 from medvlp_jax.errors import UserError
 
 
@@ -58,7 +59,7 @@ def build_dataset(
                 _remove_leftovers(folder)
                 print(f"building {folder}", flush=True)
                 try:
-                    with _quiet_tfds():
+                    with _quiet_tfds(), spilling_without_tensorflow():
                         builder.download_and_prepare(file_format="array_record")
                 finally:
                     _remove_leftovers(folder)
@@ -141,6 +142,8 @@ def _make_builder(
                 f"The folder must hold {spec.layout}"
             )
         module = sys.modules[cls.__module__]
+        if "/" in name:
+            options.setdefault("name", name.partition("/")[2])
         return cls(config=module.make_config(manual_dir, options), data_dir=root)
     if options:
         raise UserError(f"dataset {spec.name} takes no options, got {', '.join(options)}")
@@ -178,14 +181,17 @@ def _summary(spec: DatasetSpec, info: Any) -> str:
     config = f"/{info.config_name}" if info.config_name else ""
     lines = [f"{spec.name}{config} {info.version}"]
     patients = metadata.get("patients", {})
+    # A dataset with several published splits records the counts of the one that was built.
+    counts = metadata.get("expected_counts", spec.expected_counts)
     for split, found in info.splits.items():
-        expected = spec.expected_counts.get(split)
+        expected = counts.get(split)
         note = "" if expected is None else f" (published: {expected})"
         lines.append(
             f"  {split:<12}{found.num_examples:>8} images{note}, {patients.get(split, '?')} patients"
         )
     if "rows" in metadata:
-        lines.append(f"  rows in the table {metadata['rows']}")
+        published = f" (published: {counts['rows']})" if "rows" in counts else ""
+        lines.append(f"  rows in the table {metadata['rows']}{published}")
     for reason, count in dict(metadata.get("dropped", {})).items():
         listed = (
             " (listed in rejected.jsonl beside the version)"
@@ -194,10 +200,12 @@ def _summary(spec: DatasetSpec, info: Any) -> str:
         )
         lines.append(f"  dropped, {reason.replace('_', ' ')}: {count}{listed}")
     if metadata.get("rows_without_patient"):
+        hint = metadata.get("patient_hint", "add a patient_id column")
         lines.append(
             f"  warning: {metadata['rows_without_patient']} rows have no patient id, so sister images of "
-            "one patient may be in two splits; add a patient_id column"
+            f"one patient may be in two splits; {hint}"
         )
+    lines += [f"  {note}" for note in metadata.get("notes", ())]
     names = metadata.get("label_names", ())
     if names:
         lines.append(f"  labels: {', '.join(names)}")
@@ -209,9 +217,9 @@ def _summary(spec: DatasetSpec, info: Any) -> str:
 def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> str:
     """Table of all datasets with access rules, and what is built."""
     built = built_datasets(data_dir)
-    lines = [f"{'dataset':<20}{'modality':<26}{'licence':<24}access"]
+    lines = [f"{'dataset':<20}{'modality':<26}{'licence':<26}access"]
     for spec in all_specs():
-        lines.append(f"{spec.name:<20}{spec.modality:<26}{spec.licence:<24}{spec.access}")
+        lines.append(f"{spec.name:<20}{spec.modality:<26}{spec.licence:<26}{spec.access}")
         for name, folder in built.items():
             if name.partition("/")[0] == spec.name:
                 lines.append(f"  built: {name:<34}{folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -87,16 +87,18 @@ def check_dataset(name: str, data_dir: str | None = None) -> CheckReport:
             found[split] = (int((column == 1).sum()), int((column != -2).sum()))
     counts = {split: len(source) for split, source in sources.items()}
     problems = _leaks(seen.patients, "patients") + _leaks(seen.images, "images")
-    problems += _recorded_counts(next(iter(sources.values())).metadata, counts)
+    metadata = next(iter(sources.values())).metadata
+    problems += _recorded_counts(metadata, counts)
     for split, source in sources.items():
         if spec.label_names and source.label_names != spec.label_names:
             problems.append(
                 f"{split} has labels {', '.join(source.label_names)}, expected "
                 f"{', '.join(spec.label_names)}"
             )
-    for split, expected in spec.expected_counts.items():
-        if counts.get(split) != expected:
-            problems.append(f"{split} has {counts.get(split, 0)} examples, published: {expected}")
+    problems += _published_counts(
+        metadata.get("expected_counts", spec.expected_counts),
+        {**counts, "rows": metadata.get("rows", 0)},
+    )
     return CheckReport(
         dataset=name,
         counts=counts,
@@ -167,6 +169,17 @@ def _recorded_counts(metadata: dict[str, Any], counts: dict[str, int]) -> list[s
     return [
         f"the table had {metadata['rows']} rows, {metadata['rows'] - left} were dropped, but "
         f"{sum(counts.values())} examples are here instead of {left}: build it again"
+    ]
+
+
+def _published_counts(published: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+    """Splits, or the table as a whole (`rows`), of another size than published."""
+    return [
+        f"{name} has {found.get(name, 0)} examples, published: {expected}"
+        if name != "rows"
+        else f"the table has {found[name]} rows, published: {expected}"
+        for name, expected in published.items()
+        if found.get(name) != expected
     ]
 
 

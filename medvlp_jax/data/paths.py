@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 
+from medvlp_jax.data.spec import dataset_names, load_spec
 from medvlp_jax.errors import UserError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -83,10 +84,11 @@ def _newest_version(folder: pathlib.Path) -> pathlib.Path | None:
 def _not_built(dataset: str, root: pathlib.Path) -> str:
     """Message with the command that builds the dataset."""
     name = dataset.partition("/")[0]
-    manual = " --manual-dir FOLDER" if name == "image_text_folder" else ""
+    needs_files = name in dataset_names() and load_spec(name).needs_manual_dir
+    manual = " --manual-dir FOLDER" if needs_files else ""
     built = ", ".join(built_datasets(root)) or "nothing"
     return (
         f"dataset {dataset!r} is not built in {root} (built there: {built}); build it with "
-        f"`./run.sh data build {dataset if not manual else name}{manual}`, or point data_dir or "
+        f"`./run.sh data build {dataset}{manual}`, or point data_dir or "
         "TFDS_DATA_DIR to where it is"
     )

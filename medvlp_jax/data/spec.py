@@ -30,7 +30,9 @@ class DatasetSpec:
         citation: reference in one line.
         splits: names of the splits, in the order training, validation, test.
         label_names: names of the K labels; empty when they depend on the user's files.
-        expected_counts: examples per split of a complete build; empty when unknown.
+        expected_counts: examples per split of a complete build, and `rows` for all rows of the official
+            tables together; empty when unknown. A builder with several splits records those of the split
+            that was built.
         needs_manual_dir: whether the user has to provide files (`--manual-dir`).
         layout: what the manual directory must hold, shown when it does not.
     """

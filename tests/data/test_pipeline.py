@@ -478,7 +478,10 @@ def test_training_errors(built, tokenizer, changes, processes, message) -> None:
         ({"image": {"augment": {"hflop": 1}}}, r"data\.image\.augment\.hflop .* hflip"),
         ({"text": {"max_len": 4}}, r"did you mean max_length"),
         ({"pairing": "both"}, "expected one of paired, unpaired"),
-        ({"text": {"sample": "words"}}, "report, findings, impression, section, sentence, sentences"),
+        (
+            {"text": {"sample": "words"}},
+            "report, findings, impression, section, sentence, sentences",
+        ),
         ({"image": {"channels": 2}}, "1 .grey. or 3"),
         ({"image": {"size": 64, "resize": 32}}, "at least size"),
         ({"image": {"mean": (1, 2)}}, "one value per channel"),

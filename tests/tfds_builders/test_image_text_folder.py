@@ -13,6 +13,7 @@ import pytest
 
 from medvlp_jax.data import build, check, pipeline
 from medvlp_jax.errors import UserError
+from tfds_builders import patient_splits
 from tfds_builders.image_text_folder import image_text_folder as builder
 from tfds_builders.image_text_folder.table import find_table, read_table
 
@@ -154,7 +155,7 @@ def test_a_path_cannot_leave_the_folder(tmp_path) -> None:
 def test_killed_build_starts_again_cleanly(tmp_path, root) -> None:
     folder = write_folder(tmp_path / "src", some_rows(20))
     code = (
-        "import os, medvlp_jax.data.build as b, tfds_builders.image_text_folder.image_text_folder as f\n"
+        "import os, medvlp_jax.data.build as b, tfds_builders.stored_images as f\n"
         "old = f.decode_image\n"
         "n = [0]\n"
         "def die(data):\n"
@@ -354,3 +355,20 @@ def test_every_real_folder_builds(data_dir, tmp_path) -> None:
     # Its table has no texts: the message says which columns there are.
     with pytest.raises(UserError, match=r"no text column \(it has image, organ"):
         build.build_dataset("image_text_folder", tmp_path, manual_dir=data_dir / "vqa_rad")
+
+
+def test_folds_test_every_patient_once() -> None:
+    patients = {f"p{k}" for k in range(23)}
+    tested, shares = [], (0.7, 0.1, 0.2)
+    for fold in range(5):
+        splits = patient_splits.hash_splits(patients, shares, fold)
+        assert set(splits) == patients
+        tested += [patient for patient, split in splits.items() if split == "test"]
+    assert len(tested) >= 23
+    assert set(tested) == patients
+    assert len(tested) - len(patients) <= 2  # 23 patients do not divide by 5
+    assert patient_splits.hash_splits(patients, shares, 0) == patient_splits.hash_splits(
+        patients, shares
+    )
+    with pytest.raises(UserError, match="there are the folds 0 to 4"):
+        builder.make_config("/tmp", {"fold": "5"})

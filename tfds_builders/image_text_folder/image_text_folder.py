@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import re
@@ -17,16 +16,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medvlp_jax.data.images import (
-    ImageError,
-    decode_image,
-    encode_for_storage,
-    resize_for_storage,
-)
+from medvlp_jax.data.images import ImageError
 from medvlp_jax.errors import UserError
 from tfds_builders.image_text_folder.table import Row, Table, find_table, label_names, read_table
+from tfds_builders.patient_splits import SPLITS, hash_splits, split_hash
+from tfds_builders.stored_images import RejectedFiles, load_ahead, read_image, stored_bytes
 
-SPLITS = ("train", "validation", "test")
 _RELEASE = "1.0.0"
 
 
@@ -40,6 +35,8 @@ class FolderConfig(tfds.core.BuilderConfig):
         size: shorter side of the stored images in pixels; 0 keeps the original size.
         quality: JPEG quality of the stored images; 0 stores PNG.
         fractions: shares of the patients in train, validation and test, where the table has no split.
+        fold: number of a fold of a cross-validation by patient: with a test share of 0.2, the folds 0 to 4
+            test every patient once. 0 is the usual split.
         max_rejected: share of undecodable images over which the build stops.
         min_label_count: rows a label must have to become a class.
         max_labels: most classes.
@@ -54,6 +51,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     size: int = 256
     quality: int = 95
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    fold: int = 0
     max_rejected: float = 0.01
     min_label_count: int = 5
     max_labels: int = 64
@@ -90,6 +88,11 @@ def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> Fold
                 f"option {key!r} is unknown; there are {', '.join(sorted(known))}, FIELD_column, name"
             )
         setattr(config, key, _parse(key, text, getattr(config, key)))
+    if not 0 <= config.fold * config.fractions[2] < 1:
+        raise UserError(
+            f"option fold={config.fold}: with a test share of {config.fractions[2]:g} there are the folds 0 "
+            f"to {math.ceil(1 / max(config.fractions[2], 1e-9) - 1e-9) - 1}"
+        )
     if config.patient_in_two_splits not in ("refuse", "first"):
         raise UserError(
             f"option patient_in_two_splits={config.patient_in_two_splits!r}: expected refuse or first"
@@ -182,7 +185,7 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
             "dropped": {"blank_text": len(table.rows) - len(rows), "rejected": 0},
             "patients": patients,
             "rows_without_patient": sum(not row.subject_id for row in rows),
-            "split_hash": split_hash(rows, assigned),
+            "split_hash": split_hash((s, row.image) for row, s in zip(rows, assigned, strict=True)),
             "columns": table.columns,
             "table_hash": _table_hash(settings),
             "options": _recorded_options(settings),
@@ -200,11 +203,17 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, folder: pathlib.Path, rows: list[Row], names: tuple[str, ...]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for row, image in self._read_images(folder, rows):
+        settings = self._settings
+
+        def load(row: Row) -> bytes:
+            image = read_image(folder, row.image)
+            return stored_bytes(image, size=settings.size, quality=settings.quality)
+
+        for row, image in load_ahead(rows, load, settings.workers):
             try:
                 stored = image.result()
             except ImageError as error:
-                self._rejected.add(row, str(error))
+                self._rejected.add(row.number, row.image, str(error))
                 assert self.info.metadata is not None
                 self.info.metadata["dropped"]["rejected"] += 1
                 continue
@@ -224,41 +233,6 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
                     "age": row.age,
                 },
             )
-
-    def _read_images(
-        self, folder: pathlib.Path, rows: list[Row]
-    ) -> Iterator[tuple[Row, concurrent.futures.Future[bytes]]]:
-        """Decodes ahead in threads, a few images at a time, and hands them out in order."""
-        workers = self._settings.workers or os.cpu_count() or 1
-        pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        waiting: collections.deque[tuple[Row, concurrent.futures.Future[bytes]]] = (
-            collections.deque()
-        )
-        try:
-            for row in rows:
-                waiting.append((row, pool.submit(self._read_image, folder, row)))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _read_image(self, folder: pathlib.Path, row: Row) -> bytes:
-        try:
-            path = (folder / row.image).resolve()
-            if not path.is_relative_to(folder):
-                raise ImageError("path leads out of the folder; copy the file into it")
-            if path.exists() and not path.is_file():
-                raise ImageError("is not a file")
-            data = path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise ImageError(f"cannot be read: {reason}") from error
-        image = resize_for_storage(decode_image(data), self._settings.size)
-        if self._settings.quality:
-            return encode_for_storage(image, "jpeg", self._settings.quality)
-        return encode_for_storage(image, "png")
 
     def difference_to_built(self) -> str | None:
         """What differs between this build and the one that is already on the disk; None = nothing.
@@ -294,34 +268,6 @@ def _recorded_options(settings: FolderConfig) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(settings).items() if k not in left_out}
 
 
-class RejectedFiles:
-    """Counts undecodable images, lists them in `rejected.jsonl`, and stops a build with too many."""
-
-    def __init__(self, folder: pathlib.Path, *, allowed: int):
-        """Args: folder of the dataset version (the list lies beside it), number that is tolerated."""
-        self.file = folder.parent / "rejected.jsonl"
-        self.allowed = allowed
-        self.count = 0
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text("", encoding="utf-8")
-
-    def add(self, row: Row, reason: str) -> None:
-        """Notes one file.
-
-        Raises:
-            UserError: more than allowed.
-        """
-        self.count += 1
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"row": row.number, "image": row.image, "reason": reason}) + "\n")
-        if self.count > self.allowed:
-            raise UserError(
-                f"row {row.number}, image {row.image}: {reason}. That is {self.count} unusable images, "
-                f"more than the {self.allowed} allowed; see {self.file}. Correct the files, or allow more "
-                "with --option max_rejected=0.1"
-            )
-
-
 def _patient(row: Row) -> str:
     """Patient of a row; without one, each image counts as a patient of its own."""
     return row.subject_id or f"image:{row.image}"
@@ -342,7 +288,8 @@ def assign_splits(table: Table, rows: tuple[Row, ...], settings: FolderConfig) -
     """
     given = [row.split for row in rows]
     if not any(given):
-        by_hash = _hash_splits({_patient(row) for row in rows}, settings.fractions)
+        patients = {_patient(row) for row in rows}
+        by_hash = hash_splits(patients, settings.fractions, settings.fold)
         return [by_hash[_patient(row)] for row in rows]
     missing = [row.number for row in rows if not row.split]
     if missing:
@@ -360,22 +307,3 @@ def assign_splits(table: Table, rows: tuple[Row, ...], settings: FolderConfig) -
                 "patient_in_two_splits=first moves all rows of such a patient to the split of the first"
             )
     return [first[_patient(row)][0] for row in rows]
-
-
-def _hash_splits(patients: set[str], fractions: tuple[float, float, float]) -> dict[str, str]:
-    """Patients in the order of their hash, cut at the wanted shares: the same patients always give the
-    same split, and a new patient moves at most two others."""
-
-    def place(patient: str) -> bytes:
-        return hashlib.sha256(f"medvlp-split:{patient}".encode()).digest()
-
-    ordered = sorted(patients, key=place)
-    edges = np.round(np.cumsum(fractions) * len(ordered)).astype(int)
-    placed = np.searchsorted(edges[:-1], np.arange(len(ordered)), side="right")
-    return {patient: SPLITS[int(k)] for patient, k in zip(ordered, placed, strict=True)}
-
-
-def split_hash(rows: tuple[Row, ...], assigned: list[str]) -> str:
-    """SHA-256 over the sorted (split, image) pairs: equal hashes mean equal splits."""
-    lines = sorted(f"{split}\t{row.image}" for row, split in zip(rows, assigned, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

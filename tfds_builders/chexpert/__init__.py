@@ -1,0 +1,1 @@
+"""Builder of CheXpert, with the reports of CheXpert Plus where they are there."""

@@ -1,0 +1,1 @@
+"""Builder of MIMIC-CXR: radiographs of MIMIC-CXR-JPG with the reports of MIMIC-CXR."""

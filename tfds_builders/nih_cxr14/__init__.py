@@ -1,0 +1,1 @@
+"""Builder of NIH ChestX-ray14."""

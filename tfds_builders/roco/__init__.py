@@ -1,0 +1,1 @@
+"""Builder of ROCO: figures of open-access articles with captions."""

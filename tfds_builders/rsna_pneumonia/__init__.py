@@ -1,0 +1,1 @@
+"""Builder of the RSNA Pneumonia Detection Challenge."""

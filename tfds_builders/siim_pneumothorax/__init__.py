@@ -1,0 +1,1 @@
+"""Builder of the SIIM-ACR Pneumothorax Segmentation challenge."""

@@ -1,0 +1,1 @@
+"""Builder of VQA-RAD: questions of clinicians about radiology images."""
