@@ -27,6 +27,9 @@ def parse_arg(arg: str, **defaults: Any) -> Config:
     Raises:
         UserError: unknown word, or a value that does not parse as the default's type.
     """
+    hidden = [key for key in defaults if hasattr(ConfigDict, key)]
+    if hidden:
+        raise ValueError(f"argument {hidden[0]!r} would read as ConfigDict.{hidden[0]}: rename it")
     values = ConfigDict(defaults)
     for item in filter(None, (part.strip() for part in (arg or "").split(","))):
         key, has_value, text = item.partition("=")

@@ -78,3 +78,9 @@ def test_json_round_trip_and_differences(settings: ConfigDict) -> None:
     assert config.differences(settings, again) == []
     again.optim.lr = 0.5
     assert config.differences(settings, again) == ["optim.lr: 0.001 -> 0.5"]
+
+
+def test_argument_that_a_config_dict_would_hide_is_refused() -> None:
+    """`options.lock` would be the method, so `options.lock == "both"` never true."""
+    with pytest.raises(ValueError, match="rename it"):
+        config.parse_arg("", lock="image")

@@ -107,3 +107,15 @@ def test_attention_pool_starts_as_nearly_a_mean_and_its_query_learns():
     np.testing.assert_allclose(pooled, value @ own["out"]["kernel"], atol=0.05)
     grads = jax.grad(lambda p: jnp.sum(pool.apply({"params": p}, tokens, mask) ** 2))(params)
     assert np.abs(grads["query"]).max() > 1e-3
+
+
+def test_map_pooling_ignores_masked_tokens_and_reads_the_others(fill):
+    pool = pooling.MapPool(heads=2, mlp_dim=16)
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    variables = fill(jax.eval_shape(lambda: pool.init(jax.random.key(0), tokens, mask)))
+    out = pool.apply(variables, tokens, mask)
+    np.testing.assert_allclose(out[:1], pool.apply(variables, tokens[:1, :3]), atol=1e-5)
+    changed = tokens + np.where(mask == 0, 9, 0)[..., None]
+    np.testing.assert_array_equal(pool.apply(variables, changed, mask), out)
+    assert np.abs(pool.apply(variables, tokens[:, ::2]) - out).max() > 1e-3

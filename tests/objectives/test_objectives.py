@@ -145,7 +145,7 @@ def test_duplicates_are_taken_from_text_id(kind):
         evaluate(kind(duplicates="mask"), distinct, params)[0],
         rtol=1e-6,
     )
-    with pytest.raises(UserError, match="choose ignore(,| or) mask"):
+    with pytest.raises(UserError, match=r"choose ignore(,| or) mask"):
         evaluate(kind(duplicates="drop"), twins)
 
 
