@@ -70,6 +70,12 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluation.set_defaults(run=_eval)
 
 
+    folds = verbs.add_parser("folds", help="pool the retrieval results of a cross-validation")
+    folds.add_argument("workdirs", nargs="+", help="evaluated runs, one per fold")
+    folds.add_argument("--split", default="test")
+    folds.set_defaults(run=_folds)
+
+
 def _add_data_verb(verbs: argparse._SubParsersAction) -> None:
     data = verbs.add_parser("data", help="list, build or check datasets")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -99,10 +105,10 @@ def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("--workdir", required=True)
     export.add_argument(
         "--to",
-        choices=("hf", "jax", "torch", "onnx"),
+        choices=("hf", "jax", "torch", "onnx", "timm"),
         default="hf",
         help="hf: transformers; jax: StableHLO programs; torch: module file and weights without "
-        "transformers; onnx: ONNX graphs (docs/export.md says what fits)",
+        "transformers; onnx: ONNX graphs; timm: the image tower (docs/export.md says what fits)",
     )
     export.add_argument(
         "--part",
@@ -201,6 +207,13 @@ def _eval(args: argparse.Namespace) -> int:
         args.workdir, split=args.split, dataset=args.dataset, tasks=names, step=args.step
     )
     print(evaluate.table(results))
+    return 0
+
+
+def _folds(args: argparse.Namespace) -> int:
+    from medvlp_jax import folds
+
+    print(folds.table(folds.pool(args.workdirs, split=args.split)))
     return 0
 
 

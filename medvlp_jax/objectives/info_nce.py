@@ -49,8 +49,8 @@ class InfoNce(Objective):
         drop = None
         if self.duplicates != "ignore":
             drop = loss_lib.duplicate_negatives(clean.batch["text_id"])
-        if self.duplicates == "mask_patient":
-            drop = drop | loss_lib.duplicate_negatives(clean.batch["subject_id"])
+            if self.duplicates == "mask_patient":
+                drop = drop | loss_lib.duplicate_negatives(clean.batch["subject_id"])
         image, text = clean.outputs["image_embed"], clean.outputs["text_embed"]
         masks = dict(example_mask=clean.batch.get("example_mask"), drop_negatives=drop)
         loss = loss_lib.info_nce(

@@ -84,7 +84,10 @@ class Retrieval(Task):
         }
         groups = {"image_to_text": data.subject_id, "text_to_image": data.subject_id[texts]}
         results: dict[str, Metric] = {}
-        predictions: dict[str, np.ndarray] = {"example_index": data.example_index}
+        predictions: dict[str, np.ndarray] = {
+            "example_index": data.example_index,
+            "subject_id": np.asarray(data.subject_id),  # hashes
+        }
         for direction, arrays in sides.items():
             ranking = rank(*arrays)
             found = self._measure(ranking, len(arrays[2]), groups[direction])
