@@ -69,7 +69,6 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluation.add_argument("--step", type=int, default=None, help="default: best, else newest")
     evaluation.set_defaults(run=_eval)
 
-
     folds = verbs.add_parser("folds", help="pool the retrieval results of a cross-validation")
     folds.add_argument("workdirs", nargs="+", help="evaluated runs, one per fold")
     folds.add_argument("--split", default="test")

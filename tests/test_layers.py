@@ -15,7 +15,8 @@ RANK = {
     "models": 2, "parallel": 2, "data": 2,
     "objectives": 3, "optim": 3, "checkpoint": 3, "metrics": 3, "interop": 3, "report": 3,
     "predictor": 4, "step": 4, "tasks": 5, "train": 6, "evaluate": 6,
-    "folds": 6, "build": 7, "doctor": 7, "warm_start": 8, "runs": 9, "quickstart": 10, "__main__": 11, "__init__": 12,
+    "folds": 6, "build": 7, "doctor": 7, "warm_start": 8, "runs": 9, "quickstart": 10,
+    "__main__": 11, "__init__": 12,
 }  # fmt: skip
 PEERS = {("step", "predictor"), ("evaluate", "train")}
 
