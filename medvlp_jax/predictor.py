@@ -328,6 +328,22 @@ def trained_logit_scale(variables: Mapping[str, Any], objectives: Mapping[str, A
     return _DEFAULT_LOGIT_SCALE
 
 
+def trained_logit_bias(variables: Mapping[str, Any]) -> float | None:
+    """What the sigmoid loss adds to the scaled cosine.
+
+    Args:
+        variables: with `params/objectives_siglip/logit_bias` where it is trained.
+
+    Returns:
+        The bias; None without that objective, or beside `info_nce`, whose scale is then the model's.
+    """
+    params = variables["params"]
+    trained = params.get("objectives_siglip", {}).get("logit_bias")
+    if trained is None or "log_logit_scale" in params.get("objectives_info_nce", {}):
+        return None
+    return float(np.asarray(trained).reshape(()))
+
+
 def mean_embed(embeds: np.ndarray) -> np.ndarray:
     """Mean of embeddings [P, D], L2-normalised again -> [D]: the prompt ensemble of BioViL
     (arXiv 2204.09817)."""

@@ -34,7 +34,7 @@ from medvlp_jax.optim import frozen_for_ever, make_optimizer
 from medvlp_jax.parallel.distributed import is_main_process
 from medvlp_jax.parallel.mesh import check_batch, make_mesh, put_batch
 from medvlp_jax.parallel.rules import placement_table
-from medvlp_jax.predictor import Predictor, trained_logit_scale
+from medvlp_jax.predictor import Predictor, trained_logit_bias, trained_logit_scale
 from medvlp_jax.step import TrainState, make_init, make_train_step, place_state, variables
 from medvlp_jax.tasks.base import Metric
 from medvlp_jax.train import Plan, train
@@ -449,7 +449,7 @@ def run_export(
         workdir: of a training.
         out: folder to write; an earlier export there is replaced only by one that verified.
         step: checkpoint.
-        to: hf, jax, torch or onnx; see `interop.formats`.
+        to: hf, jax, torch, onnx or timm; see `interop.formats`.
         part: both, or image or text for one tower (hf only).
 
     Returns:
@@ -499,6 +499,7 @@ def _trained(run: Run, model_variables: Mapping[str, Any], card: str) -> Trained
         ),
         max_length=run.config.data.text.max_length,
         logit_scale=trained_logit_scale(model_variables, run.system.objectives),
+        logit_bias=trained_logit_bias(model_variables),
         card=card,
     )
 

@@ -63,6 +63,7 @@ class Trained:
         max_length: tokens per text.
         logit_scale: factor of the cosine, already exponentiated.
         card: text of README.md, from `model_card`.
+        logit_bias: what the loss adds to the scaled cosine; None without such a term.
     """
 
     model: VisionLanguageModel
@@ -73,6 +74,7 @@ class Trained:
     logit_scale: float
     card: str
     batch_stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    logit_bias: float | None = None
 
     @property
     def needs_words(self) -> bool:

@@ -6,7 +6,7 @@ import os
 from typing import Any, get_args
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import hf, hf_tower, onnx_export, stablehlo, torch_export
+from medvlp_jax.interop import hf, hf_tower, onnx_export, stablehlo, timm_export, torch_export
 from medvlp_jax.interop.exporting import Exported, Trained
 
 FORMATS = {
@@ -14,6 +14,7 @@ FORMATS = {
     "jax": "StableHLO programs through jax.export",
     "torch": "PyTorch module file and weights, without transformers",
     "onnx": "ONNX graphs",
+    "timm": "timm: the image tower",
 }
 """Name -> one line for the help."""
 
@@ -26,7 +27,9 @@ def check(to: str, part: str) -> None:
         raise UserError(f"--to {to} is unknown: choose one of {', '.join(FORMATS)}")
     if part not in PARTS:
         raise UserError(f"--part {part} is unknown: choose one of {', '.join(PARTS)}")
-    if part != "both" and to != "hf":
+    if to == "timm" and part == "text":
+        raise UserError("--part text: timm has image towers only; --to hf takes it")
+    if part != "both" and to not in ("hf", "timm"):
         raise UserError(
             f"--part {part} belongs to --to hf; the {to} export holds each tower as a function of its own"
         )
@@ -50,6 +53,8 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, to: str, part: s
         return torch_export.export(trained, folder)
     if to == "onnx":
         return onnx_export.export(trained, folder)
+    if to == "timm":
+        return timm_export.export(trained, folder)
     if part == "image" or part == "text":
         return hf_tower.export(trained, folder, part)
     return hf.export(
@@ -62,11 +67,19 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, to: str, part: s
         logit_scale=trained.logit_scale,
         card=trained.card,
         batch_stats=trained.batch_stats or None,
+        logit_bias=trained.logit_bias,
     )
 
 
 def card_options(to: str, part: str) -> dict[str, Any]:
     """The arguments of `model_card.model_card` that depend on the format."""
+    if to == "timm":
+        return {
+            "usage": timm_export.USAGE,
+            "what": "Image encoder",
+            "library": "timm",
+            "pipeline": "image-feature-extraction",
+        }
     if part == "image" or part == "text":
         task = "image-feature-extraction" if part == "image" else "feature-extraction"
         return {

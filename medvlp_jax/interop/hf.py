@@ -1,6 +1,7 @@
 """Export of a dual encoder to a folder that transformers loads.
 
-CLIP's own two towers become a `CLIPModel`, all others a `VisionTextDualEncoderModel`.
+CLIP's own two towers become a `CLIPModel`, SigLIP's a `SiglipModel`, all others a
+`VisionTextDualEncoderModel`.
 
 The folder is written without PyTorch and without transformers. Where PyTorch is installed the export loads
 the folder again and compares embeddings before it puts the folder in place.
@@ -20,9 +21,9 @@ import numpy as np
 import safetensors.numpy
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import exporting, hf_format
+from medvlp_jax.interop import exporting, hf_format, hf_siglip
 from medvlp_jax.interop.exporting import Exported, ImageInput, Trained, dump
-from medvlp_jax.models import bert, clip_text, convnext, heads, vit
+from medvlp_jax.models import bert, clip_text, convnext, heads, siglip_text, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 
 TOLERANCE = 1e-4
@@ -30,6 +31,7 @@ TOLERANCE = 1e-4
 
 _ARCHITECTURES = {
     "clip": "CLIPModel",
+    "siglip": "SiglipModel",
     "vision-text-dual-encoder": "VisionTextDualEncoderModel",
 }
 
@@ -45,7 +47,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
 
 texts = ["There is a pleural effusion.", "No pleural effusion."]
-inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+inputs = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
 image = Image.open("image.png").convert("RGB")
 inputs["pixel_values"] = processor(image, return_tensors="pt")["pixel_values"]
 with torch.inference_mode():
@@ -64,12 +66,14 @@ def export(
     logit_scale: float,
     card: str,
     batch_stats: Mapping[str, Any] | None = None,
+    logit_bias: float | None = None,
 ) -> Exported:
     """Writes config, weights, tokenizer, image processor and model card.
 
     Args:
-        model: a dual encoder of `vit.Encoder` or `convnext.Encoder` and `bert.Encoder`, or of CLIP's towers,
-            `vit.Encoder` with `pre_layernorm` and `clip_text.Encoder`.
+        model: a dual encoder of `vit.Encoder` or `convnext.Encoder` and `bert.Encoder`, of CLIP's towers,
+            `vit.Encoder` with `pre_layernorm` and `clip_text.Encoder`, or of SigLIP's, `vit.Encoder` without
+            class token and with `map` pooling, and `siglip_text.Encoder`.
         params: its parameters (`variables["params"]["model"]`).
         tokenizer: from `data.text`.
         folder: made; an earlier export there is replaced once the new one is verified.
@@ -79,6 +83,7 @@ def export(
         card: text of README.md, from `model_card`.
         batch_stats: the model's running statistics, if its image encoder has BatchNorm; they are folded into
             the weights.
+        logit_bias: what the trained loss adds to the logits; only a SiglipModel has a place for it.
 
     Raises:
         UserError: the model does not fit (names each part and the config key to change), the folder holds
@@ -94,6 +99,7 @@ def export(
         image=image,
         max_length=max_length,
         logit_scale=logit_scale,
+        logit_bias=logit_bias,
         card=card,
     )
     with exporting.staged(folder, _is_earlier) as partial:
@@ -110,7 +116,9 @@ def export(
 
 
 def model_type(model: VisionLanguageModel) -> str:
-    """`model_type` of the config: clip or vision-text-dual-encoder."""
+    """`model_type` of the config: clip, siglip or vision-text-dual-encoder."""
+    if isinstance(model.text_encoder, siglip_text.Encoder):
+        return "siglip"
     text = isinstance(model.text_encoder, clip_text.Encoder)
     return "clip" if text else "vision-text-dual-encoder"
 
@@ -127,11 +135,14 @@ def _is_earlier(folder: pathlib.Path) -> bool:
 
 def check(model: VisionLanguageModel, image: ImageInput, tokenizer: Any) -> None:
     """Raises UserError listing every part that the class of transformers cannot represent."""
-    problems = [
-        *_image_problems(model, image),
-        *_text_problems(model, tokenizer),
-        *_head_problems(model),
-    ]
+    if model_type(model) == "siglip":
+        problems = hf_siglip.problems(model, image)
+    else:
+        problems = [
+            *_image_problems(model, image),
+            *_text_problems(model, tokenizer),
+            *_head_problems(model),
+        ]
     if problems:
         raise UserError(
             f"this model does not fit transformers' {_ARCHITECTURES[model_type(model)]} (--to torch and "
@@ -210,12 +221,18 @@ def _notes(model: VisionLanguageModel) -> tuple[str, ...]:
 def _write(folder: pathlib.Path, trained: Trained) -> None:
     model, image, scale = trained.model, trained.image, trained.logit_scale
     tensors = weights(model, trained.params, image)
-    tensors["logit_scale"] = np.asarray(math.log(scale), np.float32)
+    siglip = model_type(model) == "siglip"
+    if siglip:
+        tensors |= hf_siglip.logits(scale, trained.logit_bias)
+    else:
+        tensors["logit_scale"] = np.asarray(math.log(scale), np.float32)
     dump(folder / "config.json", config(model, image, trained.tokenizer, tensors, scale))
     # transformers refuses a file that does not say for which library it is.
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dump(folder / "preprocessor_config.json", hf_format.image_processor(image))
     trained.tokenizer.save_pretrained(folder, trained.max_length)
+    if siglip:
+        hf_siglip.drop_mask(folder)
     (folder / "README.md").write_text(trained.card, encoding="utf-8")
 
 
@@ -227,6 +244,8 @@ def weights(
     What our model leaves out is filled in so that the result is the same: an identity pooler for the class
     token, zero biases, the fixed position table, an identity projection.
     """
+    if model_type(model) == "siglip":
+        return hf_siglip.weights(model, params, image)
     vision: Any = model.image_encoder
     text: Any = model.text_encoder
     tensors: dict[str, np.ndarray] = {}
@@ -252,7 +271,9 @@ def config(
     tensors: Mapping[str, np.ndarray],
     logit_scale: float,
 ) -> dict[str, Any]:
-    """config.json of a VisionTextDualEncoderModel or CLIPModel."""
+    """config.json of a VisionTextDualEncoderModel, CLIPModel or SiglipModel."""
+    if model_type(model) == "siglip":
+        return hf_siglip.config(model, image, tokenizer)
     return {
         "architectures": [_ARCHITECTURES[model_type(model)]],
         "model_type": model_type(model),
@@ -281,10 +302,13 @@ def verify(folder: pathlib.Path, trained: Trained) -> float:
 
     theirs = hf_format.load_strictly(AutoModel, folder)
     batch = exporting.random_batch(trained, 2)
+    # SigLIP's text tower looks at the padding, unless transformers is given a mask.
+    masked = model_type(trained.model) != "siglip"
+    mask = torch.from_numpy(batch["attention_mask"]).long() if masked else None
     with torch.inference_mode():
         out = theirs(
             input_ids=torch.from_numpy(batch["input_ids"]).long(),
-            attention_mask=torch.from_numpy(batch["attention_mask"]).long(),
+            attention_mask=mask,
             pixel_values=torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy()),
         )
     ours = exporting.outputs(trained, batch)

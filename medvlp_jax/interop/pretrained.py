@@ -191,6 +191,20 @@ def _prepare(tensors: weights.Tensors) -> weights.Tensors:
         for old, new in _GAMMA.items():
             key = key.replace(old, new) if key.endswith(old) else key
         out[key] = value
+    return _with_class_position(out)
+
+
+def _with_class_position(tensors: weights.Tensors) -> weights.Tensors:
+    """timm's ViT with registers has the class token's position added to that token: zeros take its place."""
+    out = dict(tensors)
+    for key in tensors:
+        if key.rpartition(".")[2] != "reg_token":
+            continue
+        prefix = key.removesuffix("reg_token")
+        out[f"{prefix}register_tokens"] = out.pop(key)
+        table = tensors.get(f"{prefix}pos_embed")
+        if table is not None and f"{prefix}cls_token" in tensors:
+            out[f"{prefix}pos_embed"] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
     return out
 
 

@@ -1,0 +1,139 @@
+"""SigLIP's two towers in the terms of transformers' SiglipModel: what fits, config, weights.
+
+Used by `interop.hf`. SiglipModel has no projections, and its logits are scale * cosine + bias.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medvlp_jax.interop import exporting, hf_format, keys
+from medvlp_jax.interop.exporting import ImageInput
+from medvlp_jax.models import siglip_text, vit
+from medvlp_jax.models.vision_language import VisionLanguageModel
+
+_SIZES = ("width", "depth", "heads", "mlp_dim", "activation", "layer_norm_eps")
+_IMAGE = (*_SIZES, "patch_size", "class_token", "pooling", "positions", "patch_bias")
+_TEXT = (*_SIZES, "vocab_size", "max_positions", "head_dim")
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
+
+
+def problems(model: VisionLanguageModel, image: ImageInput) -> list[str]:
+    """What keeps a dual encoder with `siglip_text` from being a SiglipModel."""
+    return [*_image_problems(model.image_encoder, image), *_other_problems(model)]
+
+
+def _image_problems(encoder: Any, image: ImageInput) -> list[str]:
+    key = "model.image_encoder"
+    if not isinstance(encoder, vit.Encoder):
+        return [
+            f"{key}.name={hf_format.kind(encoder)!r}: only 'vit' of a siglip-* variant goes with "
+            "'siglip_text'"
+        ]
+    found = exporting.unread(encoder, _IMAGE, key)
+    if encoder.class_token:
+        found.append(f"{key}.class_token=True: 'siglip_text' goes with a siglip-* variant only")
+    if encoder.pooling != "map":
+        found.append(f"{key}.pooling={encoder.pooling!r}: use 'map'")
+    return found + hf_format.size_problems(image, encoder.patch_size)
+
+
+def _other_problems(model: VisionLanguageModel) -> list[str]:
+    text: Any = model.text_encoder
+    found = exporting.unread(text, _TEXT, "model.text_encoder")
+    if model.text_pooling != "encoder":
+        found.append(f"model.text_pooling={model.text_pooling!r}: use 'encoder'")
+    if model.fusion is not None:
+        found.append("model.fusion: fusion encoders do not export; use fusion=None")
+    for side in ("image", "text"):
+        if getattr(model, f"{side}_projection") is not None:
+            found.append(f"model.{side}_projection: SiglipModel has none; use None")
+    widths = getattr(model.image_encoder, "width", None), text.head_dim or text.width
+    if not found and widths[0] != widths[1]:
+        found.append(
+            f"image and text embeddings have {widths[0]} and {widths[1]} features: set "
+            f"model.text_encoder.head_dim={widths[0]}"
+        )
+    return found
+
+
+def weights(
+    model: VisionLanguageModel, params: Mapping[str, Any], image: ImageInput
+) -> dict[str, np.ndarray]:
+    """All tensors but the logit scale and bias; a fixed position table and zero bias are filled in."""
+    encoder: Any = model.image_encoder
+    vision = keys.to_torch(params["image_encoder"], vit.SIGLIP_TORCH_RULES)
+    if encoder.positions == "sincos":
+        side = image.size // encoder.patch_size
+        table = vit.sincos_2d(encoder.width, (side, side), cls=False).astype(np.float32)
+        vision["embeddings.position_embedding.weight"] = table
+    if not encoder.patch_bias:
+        vision["embeddings.patch_embedding.bias"] = np.zeros(encoder.width, np.float32)
+    text = keys.to_torch(params["text_encoder"], siglip_text.TORCH_RULES)
+    return {f"vision_model.{key}": value for key, value in vision.items()} | {
+        f"text_model.{key}": value for key, value in text.items()
+    }
+
+
+def logits(logit_scale: float, logit_bias: float | None) -> dict[str, np.ndarray]:
+    """The tensors of the logits: the logarithm of the scale, and the bias, 0 if none was trained."""
+    return {
+        "logit_scale": np.asarray([math.log(logit_scale)], np.float32),
+        "logit_bias": np.asarray([logit_bias or 0.0], np.float32),
+    }
+
+
+def config(model: VisionLanguageModel, image: ImageInput, tokenizer: Any) -> dict[str, Any]:
+    """config.json of a SiglipModel."""
+    vision: Any = model.image_encoder
+    text: Any = model.text_encoder
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "exported_by": "medvlp_jax",
+        "dtype": "float32",
+        "vision_config": {
+            **_sizes(vision, "siglip_vision_model"),
+            "image_size": image.size,
+            "patch_size": vision.patch_size,
+            "num_channels": image.channels,
+        },
+        "text_config": {
+            **_sizes(text, "siglip_text_model"),
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.max_positions,
+            "projection_size": text.head_dim or text.width,
+            "bos_token_id": tokenizer.cls_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        "transformers_version": importlib.metadata.version("transformers"),
+    }
+
+
+def _sizes(encoder: Any, model_type: str) -> dict[str, Any]:
+    own = encoder.attention_dropout
+    return {
+        "model_type": model_type,
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.heads,
+        "intermediate_size": encoder.mlp_dim,
+        "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
+        "layer_norm_eps": encoder.layer_norm_eps,
+        "attention_dropout": encoder.dropout if own is None else own,
+    }
+
+
+def drop_mask(folder: pathlib.Path) -> None:
+    """Lets the tokenizer of a folder give no attention mask: SigLIP looks at the padding."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    exporting.dump(path, {**settings, "model_input_names": ["input_ids"]})
