@@ -278,7 +278,9 @@ def lora_settings(config: Config) -> dict[str, Any] | None:
     if not settings.get("regex"):
         return None
     if set(settings) != {"regex", "rank", "alpha"}:
-        raise UserError(f"config key model.lora takes regex, rank and alpha, got {sorted(settings)}")
+        raise UserError(
+            f"config key model.lora takes regex, rank and alpha, got {sorted(settings)}"
+        )
     if settings["rank"] < 1 or settings["alpha"] <= 0:
         raise UserError("config keys model.lora.rank and model.lora.alpha must be positive")
     return settings

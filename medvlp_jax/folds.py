@@ -81,7 +81,9 @@ def _read(workdir: pathlib.Path, split: str) -> dict[str, Any]:
     if "subject_id" not in arrays:
         raise UserError(f"{found[0]} is of an older version and has no patients: run eval again")
     if len(arrays["text_to_image_rank"]) != len(arrays["subject_id"]):
-        raise UserError(f"{found[0]}: folds with gallery='unique' cannot be pooled; use gallery='all'")
+        raise UserError(
+            f"{found[0]}: folds with gallery='unique' cannot be pooled; use gallery='all'"
+        )
     results = json.loads((found[0].parent / "results.json").read_text(encoding="utf-8"))
     for key, metric in results["metrics"].items():
         if key.startswith("retrieval/") and key.endswith("_chance"):
