@@ -199,25 +199,24 @@ class Encoder(nn.Module):
         return jnp.cumsum(real, axis=1) * real + self.padding_idx
 
     def _blocks(self, x: Array, mask: Array, train: bool) -> tuple[list[Array], Array | None]:
-        block_class = layers.rematerialised(layers.PostNormBlock, self.remat)
-        hidden, probs = [x], None
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                dropout=self.dropout,
-                attention_dropout=self._attention_dropout(),
-                kernel_init=self._kernel_init(),
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            last = self.last_attention and i == self.depth - 1
-            x, probs = block(x, mask, train, last)
-            hidden.append(x)
-        return hidden, probs
+        return layers.block_stack(
+            layers.PostNormBlock,
+            self.depth,
+            x,
+            mask,
+            train=train,
+            last_attention=self.last_attention,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            kernel_init=self._kernel_init(),
+            implementation=self.attention,
+            dtype=self.dtype,
+        )
 
     def _attention_dropout(self) -> float:
         return self.dropout if self.attention_dropout is None else self.attention_dropout

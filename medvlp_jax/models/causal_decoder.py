@@ -244,25 +244,24 @@ class Decoder(nn.Module):
         context_mask: Array | None,
         train: bool,
     ) -> tuple[list[Array], Array | None]:
-        block_class = layers.rematerialised(Block, self.remat)
-        hidden, probs = [x], None
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                dropout=self.dropout,
-                attention_dropout=(
-                    self.dropout if self.attention_dropout is None else self.attention_dropout
-                ),
-                cross_attention=self.cross_attention,
-                kernel_init=self._kernel_init(),
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            last = self.last_attention and i == self.depth - 1
-            x, probs = block(x, mask, train, last, context, context_mask)
-            hidden.append(x)
-        return hidden, probs
+        return layers.block_stack(
+            Block,
+            self.depth,
+            x,
+            mask,
+            context,
+            context_mask,
+            train=train,
+            last_attention=self.last_attention,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            cross_attention=self.cross_attention,
+            kernel_init=self._kernel_init(),
+            implementation=self.attention,
+            dtype=self.dtype,
+        )

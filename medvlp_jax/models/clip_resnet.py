@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import layers
+from medvlp_jax.models import convolution, layers
 from medvlp_jax.types import Array, Outputs
 
 _EXPANSION = 4  # channels after a block, in widths of its 3x3 convolution
@@ -89,7 +89,7 @@ class Block(nn.Module):
         return nn.relu(self._conv_norm("3", x, out, 1, train) + shortcut)
 
     def _conv_norm(self, name: str, x: Array, features: int, kernel: int, train: bool) -> Array:
-        x = _convolution(features, kernel, 1, self.dtype, f"conv{name}")(x)
+        x = convolution.convolution(features, kernel, 1, self.dtype, f"conv{name}")(x)
         norm = layers.BatchNorm(frozen=self.frozen_bn, dtype=self.dtype, name=f"norm{name}")
         return norm(x, train=train)
 
@@ -179,7 +179,7 @@ class Encoder(nn.Module):
         """
         self._check(image, keep_ids)
         x, maps = self._stem(image, train), []
-        block_class = self._block_class()
+        block_class = convolution.rematerialised(Block, self.remat, "a ResNet")
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
                 block = block_class(
@@ -198,13 +198,7 @@ class Encoder(nn.Module):
         }
 
     def _check(self, image: Array, keep_ids: Array | None) -> None:
-        if keep_ids is not None:
-            raise UserError(
-                "a ResNet cannot encode a subset of the patches (image_keep_ids); use a ViT image encoder, "
-                "or drop the objective that masks the image"
-            )
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_whole_image(image, keep_ids, "a ResNet")
         if len(self.depths) != 4:
             raise UserError(f"depths={self.depths}: a CLIP ResNet has 4 stages")
         if min(image.shape[1:3]) < _STRIDE:
@@ -218,33 +212,12 @@ class Encoder(nn.Module):
         for i, divisor in enumerate((2, 2, 1), start=1):
             stride = 2 if i == 1 else 1
             width = self.stem_width // divisor
-            x = _convolution(width, 3, stride, self.dtype, f"stem_conv{i}")(x)
+            x = convolution.convolution(width, 3, stride, self.dtype, f"stem_conv{i}")(x)
             norm = layers.BatchNorm(frozen=self.frozen_bn, dtype=self.dtype, name=f"stem_norm{i}")
             x = nn.relu(norm(x, train=train))
         return _average_pool(x)
-
-    def _block_class(self) -> type[nn.Module]:
-        if self.remat == "none":
-            return Block
-        if self.remat == "full":
-            return nn.remat(Block, static_argnums=(2,))
-        raise UserError(f"remat={self.remat!r} is unknown for a ResNet; choose none or full")
 
 
 def _average_pool(x: Array) -> Array:
     """Mean of 2x2 neighbours: [B,h,w,C] -> [B,h/2,w/2,C]; an odd last row or column is left out."""
     return nn.avg_pool(x, (2, 2), strides=(2, 2))
-
-
-def _convolution(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    # Padding as PyTorch does it: "SAME" would shift the grid when the stride is 2.
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
-        name=name,
-    )

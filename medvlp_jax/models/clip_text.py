@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import layers, pooling
+from medvlp_jax.models import layers, pooling, vit
 from medvlp_jax.types import Array, Outputs
 
 
@@ -28,43 +28,17 @@ tower they belong to (those of B/16 and B/32 are the same)."""
 TORCH_RULES: list[tuple[str, str, str]] = [
     (r"word_embed/embedding", "embeddings.token_embedding.weight", "embedding"),
     (r"position_embed/embedding", "embeddings.position_embedding.weight", "embedding"),
-    (r"block_(\d+)/attention/query/kernel", r"encoder.layers.\1.self_attn.q_proj.weight", "linear"),
-    (r"block_(\d+)/attention/query/bias", r"encoder.layers.\1.self_attn.q_proj.bias", "copy"),
-    (r"block_(\d+)/attention/key/kernel", r"encoder.layers.\1.self_attn.k_proj.weight", "linear"),
-    (r"block_(\d+)/attention/key/bias", r"encoder.layers.\1.self_attn.k_proj.bias", "copy"),
-    (r"block_(\d+)/attention/value/kernel", r"encoder.layers.\1.self_attn.v_proj.weight", "linear"),
-    (r"block_(\d+)/attention/value/bias", r"encoder.layers.\1.self_attn.v_proj.bias", "copy"),
-    (r"block_(\d+)/attention/out/kernel", r"encoder.layers.\1.self_attn.out_proj.weight", "linear"),
-    (r"block_(\d+)/attention/out/bias", r"encoder.layers.\1.self_attn.out_proj.bias", "copy"),
-    (r"block_(\d+)/norm(1|2)/scale", r"encoder.layers.\1.layer_norm\2.weight", "copy"),
-    (r"block_(\d+)/norm(1|2)/bias", r"encoder.layers.\1.layer_norm\2.bias", "copy"),
-    (r"block_(\d+)/mlp/fc(1|2)/kernel", r"encoder.layers.\1.mlp.fc\2.weight", "linear"),
-    (r"block_(\d+)/mlp/fc(1|2)/bias", r"encoder.layers.\1.mlp.fc\2.bias", "copy"),
+    *vit.CLIP_BLOCK_RULES,
     (r"norm/scale", "final_layer_norm.weight", "copy"),
     (r"norm/bias", "final_layer_norm.bias", "copy"),
 ]
 """Names of `transformers.CLIPTextModel` (without the `text_model.` prefix), in the form explained at
 `vit.TORCH_RULES`."""
 
-_RES = r"transformer.resblocks.\1"
-
 OPENAI_RULES: list[tuple[str, str, str]] = [
     (r"word_embed/embedding", "token_embedding.weight", "embedding"),
     (r"position_embed/embedding", "positional_embedding", "embedding"),
-    (r"block_(\d+)/attention/query/kernel", f"{_RES}.attn.in_proj_weight", "linear:0/3"),
-    (r"block_(\d+)/attention/key/kernel", f"{_RES}.attn.in_proj_weight", "linear:1/3"),
-    (r"block_(\d+)/attention/value/kernel", f"{_RES}.attn.in_proj_weight", "linear:2/3"),
-    (r"block_(\d+)/attention/query/bias", f"{_RES}.attn.in_proj_bias", "copy:0/3"),
-    (r"block_(\d+)/attention/key/bias", f"{_RES}.attn.in_proj_bias", "copy:1/3"),
-    (r"block_(\d+)/attention/value/bias", f"{_RES}.attn.in_proj_bias", "copy:2/3"),
-    (r"block_(\d+)/attention/out/kernel", f"{_RES}.attn.out_proj.weight", "linear"),
-    (r"block_(\d+)/attention/out/bias", f"{_RES}.attn.out_proj.bias", "copy"),
-    (r"block_(\d+)/norm(1|2)/scale", rf"{_RES}.ln_\2.weight", "copy"),
-    (r"block_(\d+)/norm(1|2)/bias", rf"{_RES}.ln_\2.bias", "copy"),
-    (r"block_(\d+)/mlp/fc1/kernel", f"{_RES}.mlp.c_fc.weight", "linear"),
-    (r"block_(\d+)/mlp/fc1/bias", f"{_RES}.mlp.c_fc.bias", "copy"),
-    (r"block_(\d+)/mlp/fc2/kernel", f"{_RES}.mlp.c_proj.weight", "linear"),
-    (r"block_(\d+)/mlp/fc2/bias", f"{_RES}.mlp.c_proj.bias", "copy"),
+    *vit.OPENAI_BLOCK_RULES,
     (r"norm/scale", "ln_final.weight", "copy"),
     (r"norm/bias", "ln_final.bias", "copy"),
 ]
@@ -160,22 +134,20 @@ class Encoder(nn.Module):
         return (words(input_ids) + places(jnp.arange(length)[None])).astype(self.dtype)
 
     def _blocks(self, x: Array, mask: Array, train: bool) -> tuple[list[Array], Array | None]:
-        block_class = layers.rematerialised(layers.PreNormBlock, self.remat)
-        drop = self.dropout if self.attention_dropout is None else self.attention_dropout
-        hidden, probs = [x], None
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                dropout=self.dropout,
-                attention_dropout=drop,
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            last = self.last_attention and i == self.depth - 1
-            x, probs = block(x, mask, train, last)
-            hidden.append(x)
-        return hidden, probs
+        return layers.block_stack(
+            layers.PreNormBlock,
+            self.depth,
+            x,
+            mask,
+            train=train,
+            last_attention=self.last_attention,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            implementation=self.attention,
+            dtype=self.dtype,
+        )

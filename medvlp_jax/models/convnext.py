@@ -286,13 +286,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: `keep_ids` given, image not float or not divisible, stages that do not match.
         """
-        if keep_ids is not None:
-            raise UserError(
-                "a ConvNeXt cannot encode a subset of the patches (image_keep_ids); use a ViT image "
-                "encoder, or drop the objective that masks the image"
-            )
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_whole_image(image, keep_ids, "a ConvNeXt")
         if len(self.hidden_sizes) != len(self.depths):
             raise UserError(
                 f"hidden_sizes={self.hidden_sizes} and depths={self.depths} must have as many entries"

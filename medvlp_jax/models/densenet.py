@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import layers
+from medvlp_jax.models import convolution, layers
 from medvlp_jax.types import Array, Outputs
 
 _BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in growth rates
@@ -28,6 +26,9 @@ _NORM_LEAVES = (
     ("mean", "running_mean"),
     ("var", "running_var"),
 )
+
+
+_HE = nn.initializers.he_normal()
 
 
 def _torch_rules() -> list[tuple[str, str, str]]:
@@ -63,9 +64,9 @@ class Layer(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps [B,h,w,C] to [B,h,w,C+growth]: the input, then the new channels."""
         y = self._norm("norm1", x, train)
-        y = _convolution(_BOTTLENECK * self.growth, 1, 1, self.dtype, "conv1")(y)
+        y = convolution.convolution(_BOTTLENECK * self.growth, 1, 1, self.dtype, "conv1", _HE)(y)
         y = self._norm("norm2", y, train)
-        y = _convolution(self.growth, 3, 1, self.dtype, "conv2")(y)
+        y = convolution.convolution(self.growth, 3, 1, self.dtype, "conv2", _HE)(y)
         return jnp.concatenate([x, y], axis=-1)
 
     def _norm(self, name: str, x: Array, train: bool) -> Array:
@@ -117,9 +118,9 @@ class Encoder(nn.Module):
             UserError: `keep_ids` given, image not float or too small.
         """
         self._check(image, keep_ids)
-        x = _convolution(self.stem_width, 7, 2, self.dtype, "stem_conv")(image)
-        x = _max_pool(self._norm("stem_norm", x, train))
-        layer_class, maps = self._layer_class(), []
+        x = convolution.convolution(self.stem_width, 7, 2, self.dtype, "stem_conv", _HE)(image)
+        x = convolution.max_pool(self._norm("stem_norm", x, train))
+        layer_class, maps = convolution.rematerialised(Layer, self.remat, "a DenseNet"), []
         for stage, depth in enumerate(self.depths, start=1):
             if stage > 1:
                 x = self._transition(x, stage - 1, train)
@@ -138,13 +139,7 @@ class Encoder(nn.Module):
         return {"tokens": tokens, "pooled": pooled, "hidden": tuple(maps)}
 
     def _check(self, image: Array, keep_ids: Array | None) -> None:
-        if keep_ids is not None:
-            raise UserError(
-                "a DenseNet cannot encode a subset of the patches (image_keep_ids); use a ViT image "
-                "encoder, or drop the objective that masks the image"
-            )
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_whole_image(image, keep_ids, "a DenseNet")
         if min(image.shape[1:3]) < self.stride:
             raise UserError(
                 f"image of {image.shape[1]}x{image.shape[2]} px: this DenseNet needs at least "
@@ -158,33 +153,7 @@ class Encoder(nn.Module):
     def _transition(self, x: Array, stage: int, train: bool) -> Array:
         """Halves channels and grid: [B,h,w,C] -> [B,h/2,w/2,C/2]."""
         x = self._norm(f"transition{stage}_norm", x, train)
-        x = _convolution(x.shape[-1] // 2, 1, 1, self.dtype, f"transition{stage}_conv")(x)
+        x = convolution.convolution(
+            x.shape[-1] // 2, 1, 1, self.dtype, f"transition{stage}_conv", _HE
+        )(x)
         return nn.avg_pool(x, (2, 2), strides=(2, 2))
-
-    def _layer_class(self) -> type[nn.Module]:
-        if self.remat == "none":
-            return Layer
-        if self.remat == "full":
-            return nn.remat(Layer, static_argnums=(2,))
-        raise UserError(f"remat={self.remat!r} is unknown for a DenseNet; choose none or full")
-
-
-def _max_pool(x: Array) -> Array:
-    """3x3 maximum with stride 2 and one position of padding: [B,h,w,C] -> [B,h/2,w/2,C]."""
-    lowest = np.array(-np.inf, x.dtype)
-    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
-
-
-def _convolution(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    # Padding as PyTorch does it: "SAME" would shift the grid when the stride is 2.
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-    )

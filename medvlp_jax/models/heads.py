@@ -178,19 +178,21 @@ class MaskedImageDecoder(nn.Module):
         x = jnp.concatenate([x[:, :first], patches], axis=1)
         table = vit.sincos_2d(self.width, self._grid(count), cls=self.class_token)
         x = x + jnp.asarray(table[None], self.dtype)
-        block_class = layers.rematerialised(layers.PreNormBlock, self.remat)
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_ratio * self.width,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            x, _ = block(x, None, train, False)
-        x = layers.LayerNorm(self.layer_norm_eps, self.dtype, name="norm")(x[:, first:])
+        hidden, _ = layers.block_stack(
+            layers.PreNormBlock,
+            self.depth,
+            x,
+            None,
+            train=train,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_ratio * self.width,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            implementation=self.attention,
+            dtype=self.dtype,
+        )
+        x = layers.LayerNorm(self.layer_norm_eps, self.dtype, name="norm")(hidden[-1][:, first:])
         # Small, as the MLM decoder: the first loss is then near 1, the variance of a normalised patch.
         init = nn.initializers.normal(0.02)
         size = self.patch_size**2 * self.channels

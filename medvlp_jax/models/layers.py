@@ -609,6 +609,28 @@ class PostNormBlock(nn.Module):
         return LayerNorm(self.eps, self.dtype, name=name)(x + y)
 
 
+def check_whole_image(image: Array, keep_ids: Array | None, tower: str) -> None:
+    """Raises UserError for an input that a tower without patches of its own cannot encode.
+
+    Args:
+        image: what must be normalised floats.
+        keep_ids: what must be None.
+        tower: with its article, "a ResNet", for the message.
+    """
+    if keep_ids is not None:
+        raise UserError(
+            f"{tower} cannot encode a subset of the patches (image_keep_ids); use a ViT image encoder, "
+            "or drop the objective that masks the image"
+        )
+    check_normalised(image)
+
+
+def check_normalised(image: Array) -> None:
+    """Raises UserError for an image that is not of floats."""
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+
+
 def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
     """Block class whose activations are recomputed in the backward pass.
 
@@ -625,3 +647,48 @@ def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return nn.remat(block, static_argnums=_REMAT_STATIC, policy=policy)
     raise UserError(f"remat={remat!r} is unknown; choose none, full or dots")
+
+
+def block_stack(
+    block: type[nn.Module],
+    depth: int,
+    x: Array,
+    *inputs: Array | None,
+    train: bool,
+    last_attention: bool = False,
+    remat: Remat = "none",
+    dropout: float = 0.0,
+    attention_dropout: float | None = None,
+    drop_path: float = 0.0,
+    **settings: Any,
+) -> tuple[list[Array], Array | None]:
+    """Runs blocks named `block_0` ... in the scope of the module whose compact method calls it.
+
+    Args:
+        block: a transformer block; called as block(x, mask, train, need_probs, ...).
+        depth: number of blocks.
+        x: [B, T, D].
+        inputs: the mask, then what the block takes after `need_probs`.
+        train: whether dropout is active.
+        last_attention: ask the last block for its attention.
+        remat: see `rematerialised`.
+        dropout, attention_dropout: rates; attention_dropout None = dropout.
+        drop_path: rate of the last block, growing linearly from 0; only for blocks that have it.
+        settings: further fields of the block.
+
+    Returns:
+        depth + 1 arrays [B, T, D], x first, then each block's output; the last block's attention or None.
+    """
+    block_class = rematerialised(block, remat)
+    mask, *further = inputs
+    attention_dropout = dropout if attention_dropout is None else attention_dropout
+    settings = {**settings, "dropout": dropout, "attention_dropout": attention_dropout}
+    hidden, probs = [x], None
+    for i in range(depth):
+        if drop_path:
+            settings["drop_path"] = drop_path * i / max(depth - 1, 1)
+        need_probs = last_attention and i == depth - 1
+        made: Any = block_class(**settings, name=f"block_{i}")
+        x, probs = made(x, mask, train, need_probs, *further)
+        hidden.append(x)
+    return hidden, probs

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import layers
+from medvlp_jax.models import convolution, layers
 from medvlp_jax.types import Array, Outputs
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,7 +95,7 @@ class Block(nn.Module):
     def _conv_norm(
         self, name: str, x: Array, features: int, kernel: int, stride: int, train: bool
     ) -> Array:
-        x = _convolution(features, kernel, stride, self.dtype, f"conv{name}")(x)
+        x = convolution.convolution(features, kernel, stride, self.dtype, f"conv{name}")(x)
         norm = layers.BatchNorm(frozen=self.frozen_bn, dtype=self.dtype, name=f"norm{name}")
         return norm(x, train=train)
 
@@ -135,20 +133,14 @@ class Encoder(nn.Module):
         Raises:
             UserError: `keep_ids` given (a convolution cannot drop patches), or image not float.
         """
-        if keep_ids is not None:
-            raise UserError(
-                "a ResNet cannot encode a subset of the patches (image_keep_ids); use a ViT image encoder, "
-                "or drop the objective that masks the image"
-            )
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_whole_image(image, keep_ids, "a ResNet")
         if self.token_layer not in ("layer3", "layer4"):
             raise UserError(f"token_layer={self.token_layer!r} is unknown; choose layer3 or layer4")
-        x = _convolution(self.stem_width, 7, 2, self.dtype, "stem_conv")(image)
+        x = convolution.convolution(self.stem_width, 7, 2, self.dtype, "stem_conv")(image)
         norm = layers.BatchNorm(frozen=self.frozen_bn, dtype=self.dtype, name="stem_norm")
         x = nn.relu(norm(x, train=train))
-        x = _max_pool(x)
-        block_class = self._block_class()
+        x = convolution.max_pool(x)
+        block_class = convolution.rematerialised(Block, self.remat, "a ResNet")
         maps: list[Array] = []
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
@@ -170,31 +162,3 @@ class Encoder(nn.Module):
             "tokens": tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]),
             "pooled": pooled,
         }
-
-    def _block_class(self) -> type[nn.Module]:
-        if self.remat == "none":
-            return Block
-        if self.remat == "full":
-            return nn.remat(Block, static_argnums=(2,))
-        raise UserError(f"remat={self.remat!r} is unknown for a ResNet; choose none or full")
-
-
-def _max_pool(x: Array) -> Array:
-    """3x3 maximum with stride 2 and one position of padding: [B, h, w, C] -> [B, h/2, w/2, C]."""
-    lowest = np.array(-np.inf, x.dtype)
-    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
-
-
-def _convolution(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    # Padding as PyTorch does it: "SAME" would shift the grid when the stride is 2.
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
-        name=name,
-    )

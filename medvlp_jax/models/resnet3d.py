@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import layers
+from medvlp_jax.models import convolution, layers
 from medvlp_jax.types import Array, Outputs
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -158,8 +156,8 @@ class Encoder(nn.Module):
         norm = layers.BatchNorm(frozen=self.frozen_bn, dtype=self.dtype, name="stem_norm")
         x = nn.relu(norm(stem(image), train=train))
         if self.max_pool:
-            x = _max_pool(x)
-        block_class, maps = self._block_class(), []
+            x = convolution.max_pool(x)
+        block_class, maps = convolution.rematerialised(Block, self.remat, "a ResNet"), []
         for stage, depth in enumerate(self.depths):
             stride, dilation = self._geometry(stage)
             for i in range(depth):
@@ -189,8 +187,7 @@ class Encoder(nn.Module):
                 f"image has shape {image.shape}; a 3-D ResNet wants volumes [B,D,H,W,C]; for flat images use "
                 "the encoder resnet"
             )
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_normalised(image)
         if len(self.depths) != 4:
             raise UserError(f"depths={self.depths}: a 3-D ResNet has 4 stages")
 
@@ -201,21 +198,6 @@ class Encoder(nn.Module):
         if self.dilated and stage >= 2:
             return 1, 2 ** (stage - 1)
         return 2, 1
-
-    def _block_class(self) -> type[nn.Module]:
-        if self.remat == "none":
-            return Block
-        if self.remat == "full":
-            return nn.remat(Block, static_argnums=(2,))
-        raise UserError(f"remat={self.remat!r} is unknown for a ResNet; choose none or full")
-
-
-def _max_pool(x: Array) -> Array:
-    """3x3x3 maximum with stride 2 and one position of padding: [B,d,h,w,C] -> [B,d/2,h/2,w/2,C]."""
-    lowest = np.array(-np.inf, x.dtype)
-    window, strides = (1, 3, 3, 3, 1), (1, 2, 2, 2, 1)
-    padding = ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, lowest, jax.lax.max, window, strides, padding)
 
 
 def _convolution(

@@ -120,22 +120,20 @@ class Encoder(nn.Module):
         return (words(input_ids) + places(jnp.arange(length)[None])).astype(self.dtype)
 
     def _blocks(self, x: Array, train: bool) -> tuple[list[Array], Array | None]:
-        block_class = layers.rematerialised(layers.PreNormBlock, self.remat)
-        drop = self.dropout if self.attention_dropout is None else self.attention_dropout
-        hidden, probs = [x], None
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                dropout=self.dropout,
-                attention_dropout=drop,
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            last = self.last_attention and i == self.depth - 1
-            x, probs = block(x, None, train, last)
-            hidden.append(x)
-        return hidden, probs
+        return layers.block_stack(
+            layers.PreNormBlock,
+            self.depth,
+            x,
+            None,
+            train=train,
+            last_attention=self.last_attention,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            implementation=self.attention,
+            dtype=self.dtype,
+        )

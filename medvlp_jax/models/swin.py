@@ -298,13 +298,7 @@ class Encoder(nn.Module):
         return {"tokens": tokens, "pooled": pooled, "hidden": tuple(hidden)}
 
     def _check(self, image: Array, keep_ids: Array | None) -> None:
-        if keep_ids is not None:
-            raise UserError(
-                "a Swin Transformer cannot encode a subset of the patches (image_keep_ids); use a ViT image "
-                "encoder, or drop the objective that masks the image"
-            )
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_whole_image(image, keep_ids, "a Swin Transformer")
         if len(self.heads) != len(self.depths):
             raise UserError(
                 f"heads={self.heads} and depths={self.depths} must have as many entries"

@@ -110,12 +110,20 @@ whole path. Transforms: "copy" and "embedding" same array; "linear" kernel [in, 
 lacks.
 """
 
-CLIP_TORCH_RULES: list[tuple[str, str, str]] = [
-    (r"cls_token", "embeddings.class_embedding", "leading"),
-    (r"position_embed", "embeddings.position_embedding.weight", "leading"),
-    (r"patch_embed/kernel", "embeddings.patch_embedding.weight", "conv"),
-    (r"pre_norm/scale", "pre_layrnorm.weight", "copy"),  # the misspelling is in the checkpoints
-    (r"pre_norm/bias", "pre_layrnorm.bias", "copy"),
+
+def fused_attention(
+    weight: str, bias: str, attention: str = r"block_(\d+)/attention"
+) -> list[tuple[str, str, str]]:
+    """Rules of query, key and value that PyTorch keeps in one tensor."""
+    rules = []
+    for i, name in enumerate(("query", "key", "value")):
+        path = f"{attention}/{name}"
+        rules.append((f"{path}/kernel", weight, f"linear:{i}/3"))
+        rules.append((f"{path}/bias", bias, f"copy:{i}/3"))
+    return rules
+
+
+CLIP_BLOCK_RULES: list[tuple[str, str, str]] = [
     (r"block_(\d+)/attention/query/kernel", r"encoder.layers.\1.self_attn.q_proj.weight", "linear"),
     (r"block_(\d+)/attention/query/bias", r"encoder.layers.\1.self_attn.q_proj.bias", "copy"),
     (r"block_(\d+)/attention/key/kernel", r"encoder.layers.\1.self_attn.k_proj.weight", "linear"),
@@ -128,22 +136,20 @@ CLIP_TORCH_RULES: list[tuple[str, str, str]] = [
     (r"block_(\d+)/norm(1|2)/bias", r"encoder.layers.\1.layer_norm\2.bias", "copy"),
     (r"block_(\d+)/mlp/fc(1|2)/kernel", r"encoder.layers.\1.mlp.fc\2.weight", "linear"),
     (r"block_(\d+)/mlp/fc(1|2)/bias", r"encoder.layers.\1.mlp.fc\2.bias", "copy"),
+]
+"""Blocks of the image and text towers of transformers' CLIP and SigLIP, in that form."""
+
+CLIP_TORCH_RULES: list[tuple[str, str, str]] = [
+    (r"cls_token", "embeddings.class_embedding", "leading"),
+    (r"position_embed", "embeddings.position_embedding.weight", "leading"),
+    (r"patch_embed/kernel", "embeddings.patch_embedding.weight", "conv"),
+    (r"pre_norm/scale", "pre_layrnorm.weight", "copy"),  # the misspelling is in the checkpoints
+    (r"pre_norm/bias", "pre_layrnorm.bias", "copy"),
+    *CLIP_BLOCK_RULES,
     (r"norm/scale", "post_layernorm.weight", "copy"),
     (r"norm/bias", "post_layernorm.bias", "copy"),
 ]
 """Names of `transformers.CLIPVisionModel` (without the `vision_model.` prefix), in that form."""
-
-
-def _fused(
-    weight: str, bias: str, attention: str = r"block_(\d+)/attention"
-) -> list[tuple[str, str, str]]:
-    """Rules of query, key and value that PyTorch keeps in one tensor."""
-    rules = []
-    for i, name in enumerate(("query", "key", "value")):
-        path = f"{attention}/{name}"
-        rules.append((f"{path}/kernel", weight, f"linear:{i}/3"))
-        rules.append((f"{path}/bias", bias, f"copy:{i}/3"))
-    return rules
 
 
 def _map_rules(head: str, projection: str, norm: str) -> list[tuple[str, str, str]]:
@@ -163,7 +169,7 @@ SIGLIP_TORCH_RULES: list[tuple[str, str, str]] = [
     *(rule for rule in CLIP_TORCH_RULES if not rule[0].startswith(("cls_token", "pre_norm"))),
     (r"patch_embed/bias", "embeddings.patch_embedding.bias", "copy"),
     (r"attention_pool/probe", "head.probe", "copy"),
-    *_fused(
+    *fused_attention(
         "head.attention.in_proj_weight", "head.attention.in_proj_bias", "attention_pool/attention"
     ),
     *_map_rules("head", "attention.out_proj", "layernorm"),
@@ -179,7 +185,7 @@ TIMM_RULES: list[tuple[str, str, str]] = [
     (r"pre_norm/bias", "norm_pre.bias", "copy"),
     (r"patch_embed/kernel", "patch_embed.proj.weight", "conv"),
     (r"patch_embed/bias", "patch_embed.proj.bias", "copy"),
-    *_fused(rf"{_TIMM_BLOCK}.attn.qkv.weight", rf"{_TIMM_BLOCK}.attn.qkv.bias"),
+    *fused_attention(rf"{_TIMM_BLOCK}.attn.qkv.weight", rf"{_TIMM_BLOCK}.attn.qkv.bias"),
     (r"block_(\d+)/attention/out/kernel", rf"{_TIMM_BLOCK}.attn.proj.weight", "linear"),
     (r"block_(\d+)/attention/out/bias", rf"{_TIMM_BLOCK}.attn.proj.bias", "copy"),
     (r"block_(\d+)/norm(1|2)/scale", rf"{_TIMM_BLOCK}.norm\2.weight", "copy"),
@@ -213,13 +219,8 @@ DINOV2_TORCH_RULES: list[tuple[str, str, str]] = [
 """Names of `transformers.Dinov2Model` and `Dinov2WithRegistersModel`, in that form."""
 
 _CLIP_BLOCK = r"transformer.resblocks.\1"
-OPENAI_RULES: list[tuple[str, str, str]] = [
-    (r"cls_token", "class_embedding", "leading"),
-    (r"position_embed", "positional_embedding", "leading"),
-    (r"patch_embed/kernel", "conv1.weight", "conv"),
-    (r"pre_norm/scale", "ln_pre.weight", "copy"),
-    (r"pre_norm/bias", "ln_pre.bias", "copy"),
-    *_fused(rf"{_CLIP_BLOCK}.attn.in_proj_weight", rf"{_CLIP_BLOCK}.attn.in_proj_bias"),
+OPENAI_BLOCK_RULES: list[tuple[str, str, str]] = [
+    *fused_attention(rf"{_CLIP_BLOCK}.attn.in_proj_weight", rf"{_CLIP_BLOCK}.attn.in_proj_bias"),
     (r"block_(\d+)/attention/out/kernel", rf"{_CLIP_BLOCK}.attn.out_proj.weight", "linear"),
     (r"block_(\d+)/attention/out/bias", rf"{_CLIP_BLOCK}.attn.out_proj.bias", "copy"),
     (r"block_(\d+)/norm(1|2)/scale", rf"{_CLIP_BLOCK}.ln_\2.weight", "copy"),
@@ -228,6 +229,16 @@ OPENAI_RULES: list[tuple[str, str, str]] = [
     (r"block_(\d+)/mlp/fc1/bias", rf"{_CLIP_BLOCK}.mlp.c_fc.bias", "copy"),
     (r"block_(\d+)/mlp/fc2/kernel", rf"{_CLIP_BLOCK}.mlp.c_proj.weight", "linear"),
     (r"block_(\d+)/mlp/fc2/bias", rf"{_CLIP_BLOCK}.mlp.c_proj.bias", "copy"),
+]
+"""Blocks of the image and text towers of OpenAI's CLIP and of open_clip."""
+
+OPENAI_RULES: list[tuple[str, str, str]] = [
+    (r"cls_token", "class_embedding", "leading"),
+    (r"position_embed", "positional_embedding", "leading"),
+    (r"patch_embed/kernel", "conv1.weight", "conv"),
+    (r"pre_norm/scale", "ln_pre.weight", "copy"),
+    (r"pre_norm/bias", "ln_pre.bias", "copy"),
+    *OPENAI_BLOCK_RULES,
     (r"norm/scale", "ln_post.weight", "copy"),
     (r"norm/bias", "ln_post.bias", "copy"),
 ]
@@ -410,8 +421,7 @@ class Encoder(nn.Module):
         return outputs
 
     def _embed(self, image: Array, keep_ids: Array | None) -> Array:
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_normalised(image)
         patches = image_patches(image, self.patch_size)
         table = self._positions(image.shape[1:3], patches.shape[1])
         cls_position, positions = table[:, : -patches.shape[1]], table[:, -patches.shape[1] :]
@@ -455,30 +465,26 @@ class Encoder(nn.Module):
         return self.param("position_embed", nn.initializers.normal(0.02), shape, jnp.float32)
 
     def _blocks(self, x: Array, train: bool) -> tuple[list[Array], Array | None]:
-        block_class = layers.rematerialised(layers.PreNormBlock, self.remat)
-        hidden, probs = [x], None
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                qkv_bias=self.qkv_bias,
-                layer_scale=self.layer_scale,
-                dropout=self.dropout,
-                attention_dropout=self._attention_dropout(),
-                drop_path=self.drop_path * i / max(self.depth - 1, 1),
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            last = self.last_attention and i == self.depth - 1
-            x, probs = block(x, None, train, last)
-            hidden.append(x)
-        return hidden, probs
-
-    def _attention_dropout(self) -> float:
-        return self.dropout if self.attention_dropout is None else self.attention_dropout
+        return layers.block_stack(
+            layers.PreNormBlock,
+            self.depth,
+            x,
+            None,
+            train=train,
+            last_attention=self.last_attention,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            implementation=self.attention,
+            dtype=self.dtype,
+        )
 
     def _pool(self, tokens: Array, cls: Array | None) -> Array:
         if self.pooling == "mean":

@@ -155,8 +155,7 @@ class Encoder(nn.Module):
     def _embed(self, image: Array, keep_ids: Array | None) -> Array:
         if image.ndim != 5:
             raise UserError(f"vit3d wants volumes [B,D,H,W,C], not an array of shape {image.shape}")
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(f"image has dtype {image.dtype}; the encoder wants normalised floats")
+        layers.check_normalised(image)
         patches = volume_patches(image, self.patch_size)
         count = patches.shape[1]
         table = self._positions(count)
@@ -187,25 +186,24 @@ class Encoder(nn.Module):
         return self.param("position_embed", nn.initializers.normal(0.02), shape, jnp.float32)
 
     def _blocks(self, x: Array, train: bool) -> list[Array]:
-        block_class = layers.rematerialised(layers.PreNormBlock, self.remat)
-        hidden = [x]
-        for i in range(self.depth):
-            block = block_class(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                eps=self.layer_norm_eps,
-                activation=self.activation,
-                qkv_bias=self.qkv_bias,
-                layer_scale=self.layer_scale,
-                dropout=self.dropout,
-                attention_dropout=self.dropout,
-                drop_path=self.drop_path * i / max(self.depth - 1, 1),
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            x, _ = block(x, None, train, False)
-            hidden.append(x)
+        hidden, _ = layers.block_stack(
+            layers.PreNormBlock,
+            self.depth,
+            x,
+            None,
+            train=train,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            eps=self.layer_norm_eps,
+            activation=self.activation,
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            implementation=self.attention,
+            dtype=self.dtype,
+        )
         return hidden
 
     def _pool(self, tokens: Array, cls: Array | None) -> Array:
