@@ -98,8 +98,9 @@ def load(encoder: Any, shapes: Mapping[str, Any], source: str) -> Loaded:
     Raises:
         UserError: the file cannot be read, is of no known naming, or does not fit; all misfits are listed.
     """
-    tensors = _prepare(weights.read(source))
-    _check_config(encoder, source)
+    path, entry = weights.locate(source)
+    tensors = _prepare(weights.read_at(path, entry))
+    _check_config(encoder, path, source)
     like = _merge(shapes)
     naming, prefix, rules = _recognise(encoder, like, tensors, source)
     given = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -137,7 +138,7 @@ def load(encoder: Any, shapes: Mapping[str, Any], source: str) -> Loaded:
 
 def tokenizer_folder(source: str) -> pathlib.Path | None:
     """Folder of the tokenizer that came with a checkpoint, None when there is none."""
-    folder = _folder(source)
+    folder = _folder(weights.locate(source)[0])
     for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
         if (folder / name).is_file():
             return folder
@@ -151,10 +152,9 @@ _SETTINGS = {
 """Our field -> names in a config.json of settings that change the result but no shape."""
 
 
-def _check_config(encoder: Any, source: str) -> None:
+def _check_config(encoder: Any, path: pathlib.Path, source: str) -> None:
     """Compares what shapes cannot show with the config.json beside the weights, if there is one."""
-    folder = _folder(source)
-    file = folder / "config.json"
+    file = _folder(path) / "config.json"
     if not file.is_file():
         return
     try:
@@ -178,10 +178,8 @@ def _check_config(encoder: Any, source: str) -> None:
             )
 
 
-def _folder(source: str) -> pathlib.Path:
-    text = source.partition("#")[0]
-    path = pathlib.Path(text)
-    return path if path.is_dir() else path.parent if path.is_file() else weights.hub_folder(text)
+def _folder(path: pathlib.Path) -> pathlib.Path:
+    return path if path.is_dir() else path.parent
 
 
 def _prepare(tensors: weights.Tensors) -> weights.Tensors:

@@ -67,16 +67,25 @@ def read(source: str | pathlib.Path) -> Tensors:
     Raises:
         UserError: not there, truncated, compressed, with code in it, or not a checkpoint.
     """
+    return read_at(*locate(source))
+
+
+def locate(source: str | pathlib.Path) -> tuple[pathlib.Path, str]:
+    """(file or folder on this machine, entry in it or ""); a model name is looked up at the hub.
+
+    Raises:
+        UserError: not there.
+    """
     text, _, entry = str(source).partition("#")
     path = pathlib.Path(text)
-    if path.is_dir():
-        tensors = _read_folder(path)
-    elif path.is_file():
-        tensors = _read_file(path, entry)
-    else:
-        tensors = _read_folder(hub_folder(text))
+    return (path if path.exists() else hub_folder(text)), entry
+
+
+def read_at(path: pathlib.Path, entry: str) -> Tensors:
+    """`read` of what `locate` found."""
+    tensors = _read_folder(path) if path.is_dir() else _read_file(path, entry)
     if not tensors:
-        raise UserError(f"{source} holds no tensors: expected the state dict of a model")
+        raise UserError(f"{path} holds no tensors: expected the state dict of a model")
     return _without_prefix(tensors)
 
 
