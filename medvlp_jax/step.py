@@ -6,6 +6,7 @@ objectives, gradient, optimiser, moving average. All inside one `jax.jit` with t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -169,15 +170,10 @@ def make_train_step(
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            rng=state.rng,
-            lora_scale=state.lora_scale,
+        changed = dict(
+            step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
         )
-        return new_state, metrics
+        return dataclasses.replace(state, **changed), metrics
 
     return jax.jit(
         step,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from medvlp_jax import build
@@ -59,8 +60,6 @@ def warm_start(
         path = ("model", tower)
         params = _replaced(state.params, shardings.params, path, loaded.variables["params"])
         model_state = dict(state.model_state)
-        if "ema_params" in model_state:
-            model_state["ema_params"] = jax.tree.map(lambda x: x + 0, params)
         if stats is not None:
             model_state["batch_stats"] = _replaced(
                 model_state["batch_stats"],
@@ -68,7 +67,10 @@ def warm_start(
                 path,
                 loaded.variables["batch_stats"],
             )
-        state = state.replace(params=params, model_state=model_state)  # pyright: ignore
+        state = dataclasses.replace(state, params=params, model_state=model_state)
+    if checkpoints and "ema_params" in state.model_state:
+        copy = jax.tree.map(jnp.copy, state.params)  # a step gives both away
+        state = dataclasses.replace(state, model_state={**state.model_state, "ema_params": copy})
     return state
 
 
