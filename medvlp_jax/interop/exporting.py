@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -212,6 +213,25 @@ def accept(difference: float, tolerance: float, folder: str | os.PathLike[str], 
         )
 
 
+def write_about(folder: pathlib.Path, trained: Trained, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes manifest, tokenizer and model card of an export of our own format.
+
+    Args:
+        folder: where.
+        trained: the model.
+        facts: what the format adds to the manifest, first of all `format`.
+
+    Returns:
+        The manifest.
+    """
+    version = importlib.metadata.version("medvlp_jax")
+    manifest = {**facts, "medvlp_jax_version": version, **describe_inputs(trained)}
+    dump(folder / MANIFEST, manifest)
+    trained.tokenizer.save_pretrained(folder, trained.max_length)
+    (folder / "README.md").write_text(trained.card, encoding="utf-8")
+    return manifest
+
+
 def describe_inputs(trained: Trained) -> dict[str, Any]:
     """The part of a manifest that says how images and texts become inputs."""
     image = trained.image
@@ -223,7 +243,11 @@ def describe_inputs(trained: Trained) -> dict[str, Any]:
             "std": [float(v) for v in image.std],
             "normalisation": "(pixel / 255 - mean) / std per channel; shorter side resized, centre cropped",
         },
-        "text": {"max_length": trained.max_length, "tokenizer": "tokenizer.json"},
+        "text": {
+            "max_length": trained.max_length,
+            "tokenizer": "tokenizer.json",
+            "pad_token_id": trained.tokenizer.pad_token_id,
+        },
         "logit_scale": trained.logit_scale,
     }
 

@@ -233,9 +233,7 @@ def _convnext_config(encoder: convnext.Encoder, image: ImageInput) -> dict[str, 
         "layer_norm_eps": encoder.layer_norm_eps,
         "layer_scale_init_value": encoder.layer_scale,
         "drop_path_rate": encoder.drop_path,
-        "image_size": image.size,
-        "patch_size": encoder.patch_size,
-        "num_channels": image.channels,
+        **grid(encoder, image),
     }
 
 
@@ -252,20 +250,36 @@ def _resnet_config(encoder: resnet.Encoder, image: ImageInput) -> dict[str, Any]
     }
 
 
-def _dinov2_config(encoder: vit.Encoder, image: ImageInput) -> dict[str, Any]:
-    registers = {"num_register_tokens": encoder.registers} if encoder.registers else {}
+def sizes(encoder: Any) -> dict[str, Any]:
+    """Fields that the configs of most transformers have."""
     return {
-        "model_type": "dinov2_with_registers" if registers else "dinov2",
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
         "num_attention_heads": encoder.heads,
-        "mlp_ratio": encoder.mlp_dim // encoder.width,
+        "intermediate_size": encoder.mlp_dim,
         "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
         "layer_norm_eps": encoder.layer_norm_eps,
-        "layerscale_value": encoder.layer_scale,
+    }
+
+
+def grid(encoder: vit.Encoder | convnext.Encoder, image: ImageInput) -> dict[str, Any]:
+    """Fields of the configs of towers of patches that say how an image becomes patches."""
+    return {
         "image_size": image.size,
         "patch_size": encoder.patch_size,
         "num_channels": image.channels,
+    }
+
+
+def _dinov2_config(encoder: vit.Encoder, image: ImageInput) -> dict[str, Any]:
+    registers = {"num_register_tokens": encoder.registers} if encoder.registers else {}
+    shape = {key: value for key, value in sizes(encoder).items() if key != "intermediate_size"}
+    return {
+        "model_type": "dinov2_with_registers" if registers else "dinov2",
+        **shape,
+        "mlp_ratio": encoder.mlp_dim // encoder.width,
+        "layerscale_value": encoder.layer_scale,
+        **grid(encoder, image),
         "qkv_bias": encoder.qkv_bias,
         **registers,
         **_dropout(encoder),
@@ -275,15 +289,8 @@ def _dinov2_config(encoder: vit.Encoder, image: ImageInput) -> dict[str, Any]:
 def _clip_config(encoder: vit.Encoder, image: ImageInput) -> dict[str, Any]:
     return {
         "model_type": "clip_vision_model",
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
-        "layer_norm_eps": encoder.layer_norm_eps,
-        "image_size": image.size,
-        "patch_size": encoder.patch_size,
-        "num_channels": image.channels,
+        **sizes(encoder),
+        **grid(encoder, image),
         "projection_dim": encoder.width,
     }
 
@@ -291,15 +298,8 @@ def _clip_config(encoder: vit.Encoder, image: ImageInput) -> dict[str, Any]:
 def _vit_config(encoder: vit.Encoder, image: ImageInput) -> dict[str, Any]:
     return {
         "model_type": "vit",
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
-        "layer_norm_eps": encoder.layer_norm_eps,
-        "image_size": image.size,
-        "patch_size": encoder.patch_size,
-        "num_channels": image.channels,
+        **sizes(encoder),
+        **grid(encoder, image),
         "qkv_bias": encoder.qkv_bias,
         "pooler_output_size": encoder.width,
         "pooler_act": "tanh" if encoder.pooling == "pooler" else "linear",
@@ -315,12 +315,7 @@ def text_config(encoder: Any, tokenizer: Any) -> dict[str, Any]:
     return {
         "model_type": "roberta" if roberta else "bert",
         "vocab_size": encoder.vocab_size,
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
-        "layer_norm_eps": encoder.layer_norm_eps,
+        **sizes(encoder),
         "max_position_embeddings": encoder.max_positions,
         "type_vocab_size": max(encoder.token_types, 1),
         "pad_token_id": encoder.padding_idx if roberta else tokenizer.pad_token_id,
@@ -333,12 +328,7 @@ def _clip_text_config(encoder: clip_text.Encoder, tokenizer: Any) -> dict[str, A
     return {
         "model_type": "clip_text_model",
         "vocab_size": encoder.vocab_size,
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
-        "layer_norm_eps": encoder.layer_norm_eps,
+        **sizes(encoder),
         "max_position_embeddings": encoder.max_positions,
         "projection_dim": encoder.width,
         "bos_token_id": tokenizer.cls_token_id,

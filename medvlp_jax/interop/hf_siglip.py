@@ -22,7 +22,6 @@ from medvlp_jax.models.vision_language import VisionLanguageModel
 _SIZES = ("width", "depth", "heads", "mlp_dim", "activation", "layer_norm_eps")
 _IMAGE = (*_SIZES, "patch_size", "class_token", "pooling", "positions", "patch_bias")
 _TEXT = (*_SIZES, "vocab_size", "max_positions", "head_dim")
-_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def problems(model: VisionLanguageModel, image: ImageInput) -> list[str]:
@@ -101,9 +100,7 @@ def config(model: VisionLanguageModel, image: ImageInput, tokenizer: Any) -> dic
         "dtype": "float32",
         "vision_config": {
             **_sizes(vision, "siglip_vision_model"),
-            "image_size": image.size,
-            "patch_size": vision.patch_size,
-            "num_channels": image.channels,
+            **hf_format.grid(vision, image),
         },
         "text_config": {
             **_sizes(text, "siglip_text_model"),
@@ -122,12 +119,7 @@ def _sizes(encoder: Any, model_type: str) -> dict[str, Any]:
     own = encoder.attention_dropout
     return {
         "model_type": model_type,
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.mlp_dim,
-        "hidden_act": _ACTIVATIONS.get(encoder.activation, encoder.activation),
-        "layer_norm_eps": encoder.layer_norm_eps,
+        **hf_format.sizes(encoder),
         "attention_dropout": encoder.dropout if own is None else own,
     }
 

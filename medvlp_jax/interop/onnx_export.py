@@ -93,19 +93,13 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
     earlier = exporting.has_entry(exporting.MANIFEST, "format", FORMAT)
     with exporting.staged(folder, earlier) as new:
         functions = write_graphs(new, trained)
-        described = exporting.describe_inputs(trained)
-        described["text"]["pad_token_id"] = trained.tokenizer.pad_token_id
-        manifest = {
+        facts = {
             "format": FORMAT,
-            "medvlp_jax_version": importlib.metadata.version("medvlp_jax"),
             "torch_version": importlib.metadata.version("torch"),
             "opset": OPSET,
             "functions": functions,
-            **described,
         }
-        exporting.dump(new / exporting.MANIFEST, manifest)
-        trained.tokenizer.save_pretrained(new, trained.max_length)
-        (new / "README.md").write_text(trained.card, encoding="utf-8")
+        exporting.write_about(new, trained, facts)
         difference = verify(new, trained, functions)
         exporting.accept(difference, TOLERANCE, folder, "onnxruntime")
     return Exported(

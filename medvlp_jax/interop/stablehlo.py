@@ -7,7 +7,6 @@ read one safetensors file, which can be looked at, cast or replaced without trac
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pathlib
 from collections.abc import Mapping
@@ -100,20 +99,14 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
         functions = {name: _write_program(new, exact, name, weights) for name in names(exact)}
         used = {key for entry in functions.values() for key in entry["weights"]}
         safetensors.numpy.save_file({key: weights[key] for key in sorted(used)}, new / WEIGHTS)
-        described = exporting.describe_inputs(exact)
-        described["text"]["pad_token_id"] = exact.tokenizer.pad_token_id
-        manifest = {
+        facts = {
             "format": FORMAT,
             "jax_version": jax.__version__,
-            "medvlp_jax_version": importlib.metadata.version("medvlp_jax"),
             "platforms": list(PLATFORMS),
             "weights": WEIGHTS,
             "functions": functions,
-            **described,
         }
-        exporting.dump(new / exporting.MANIFEST, manifest)
-        exact.tokenizer.save_pretrained(new, exact.max_length)
-        (new / "README.md").write_text(exact.card, encoding="utf-8")
+        manifest = exporting.write_about(new, exact, facts)
         difference = verify(new, trained, manifest)
         exporting.accept(difference, TOLERANCE, folder, "the exported programs")
     return Exported(

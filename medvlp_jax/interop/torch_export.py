@@ -217,24 +217,18 @@ def write(folder: pathlib.Path, trained: Trained) -> None:
     """Fills a folder; verifies nothing."""
     exact = trained.exact()
     safetensors.numpy.save_file(tensors(exact), folder / WEIGHTS, metadata={"format": "pt"})
-    described = exporting.describe_inputs(exact)
-    described["text"]["pad_token_id"] = exact.tokenizer.pad_token_id
     words = ["word_ids"] if exact.needs_words else []
-    manifest = {
+    facts = {
         "format": FORMAT,
-        "medvlp_jax_version": importlib.metadata.version("medvlp_jax"),
         "weights": WEIGHTS,
         "model": config(exact),
         "inputs": {
             "encode_image": ["pixels"],
             "encode_text": ["input_ids", "attention_mask", *words],
         },
-        **described,
     }
-    exporting.dump(folder / exporting.MANIFEST, manifest)
+    exporting.write_about(folder, exact, facts)
     shutil.copyfile(pathlib.Path(__file__).parent / "torch_package" / MODULE, folder / MODULE)
-    exact.tokenizer.save_pretrained(folder, exact.max_length)
-    (folder / "README.md").write_text(exact.card, encoding="utf-8")
 
 
 def config(trained: Trained) -> dict[str, Any]:
