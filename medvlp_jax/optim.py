@@ -226,7 +226,8 @@ class FreezeState(NamedTuple):
 def freeze_gradients(labels: Any, steps: Mapping[str, int | None]) -> optax.GradientTransformation:
     """Zeroes the gradients of groups that are frozen (None) or still frozen (a number of steps).
 
-    A gradient that is statically zero lets the compiler drop the whole backward pass of that tower.
+    They count neither for the clipped norm nor for the moments. The step itself takes no gradient of groups
+    that are frozen for ever (`frozen_for_ever`), so their backward pass is not computed either.
     """
 
     def init(params: Any) -> FreezeState:

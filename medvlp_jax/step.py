@@ -70,6 +70,7 @@ def make_init(
         make_tx: builds the optimiser from the parameters (or their shapes).
         preprocess: what happens to a batch on the device.
         ema_decay: > 0 adds `ema_params` to the model state.
+        adapters: regex, rank and alpha of LoRA adapters, which become `params["lora"]`; None = none.
     """
 
     def init(key: jax.Array, batch: Batch) -> TrainState:
@@ -114,6 +115,14 @@ def _average(old: Any, new: Any, decay: float) -> Any:
     return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
+def _hold(params: Any, frozen: Any) -> Any:
+    """Parameters of which the marked ones have no gradient."""
+    if frozen is None:
+        return params
+    stop = jax.lax.stop_gradient
+    return jax.tree.map(lambda x, keep: stop(x) if keep else x, params, frozen)
+
+
 def make_train_step(
     system: System,
     tx: optax.GradientTransformation,
@@ -131,12 +140,6 @@ def make_train_step(
     tower that is frozen as a whole costs no more than in evaluation.
     """
 
-    def thaw(params: Any) -> Any:
-        if frozen is None:
-            return params
-        stop = jax.lax.stop_gradient
-        return jax.tree.map(lambda x, keep: stop(x) if keep else x, params, frozen)
-
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.rng, state.step)
         rngs = {
@@ -148,7 +151,7 @@ def make_train_step(
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             (loss, metrics), updated = system.apply(
-                {"params": lora.merged(thaw(params), state.lora_scale), **collections},
+                {"params": lora.merged(_hold(params, frozen), state.lora_scale), **collections},
                 batch,
                 train=True,
                 rngs=rngs,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,5 +77,45 @@ def assert_same_gradient() -> Callable[[Any, Any], None]:
         for (path, a), b in pairs:
             scale = max(np.abs(b).max(), floor)
             np.testing.assert_allclose(a / scale, b / scale, atol=tolerance, err_msg=_slash(path))
+
+    return check
+
+
+@pytest.fixture
+def assert_frozen_statistics() -> Callable[[Any, Any, Any], None]:
+    """`(encoder, variables, image)`: a bfloat16 encoder with `frozen_bn` keeps float32 variables, computes in
+    bfloat16 and leaves its statistics alone in training."""
+
+    def check(encoder: Any, variables: Any, image: Any) -> None:
+        assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        run = jax.jit(lambda v: encoder.apply(v, image, train=True, mutable=["batch_stats"]))
+        out, updates = run(variables)
+        assert {x.dtype for x in jax.tree.leaves(out)} == {jnp.dtype("bfloat16")}
+        pairs = (jax.tree.leaves(x["batch_stats"]) for x in (variables, updates))
+        for a, b in zip(*pairs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    return check
+
+
+@pytest.fixture
+def assert_same_when_rematerialised() -> Callable[..., None]:
+    """`(encoder, variables, image)`: the same training loss, statistics and gradient with `remat="full"`."""
+
+    def check(
+        plain: Any, variables: Any, image: Any, *, gradient: bool = True, atol: float = 1e-4
+    ) -> None:
+        def run(encoder: Any) -> list[Any]:
+            def loss(params: Any) -> Any:
+                out, updates = encoder.apply(
+                    {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+                )
+                return jnp.sum(out["pooled"] ** 2), updates
+
+            results: Any = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+            return jax.tree.leaves(results if gradient else results[0])
+
+        for a, b in zip(run(plain), run(plain.clone(remat="full")), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
 
     return check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,34 +170,18 @@ def test_every_tensor_of_a_full_densenet121_is_named():
     assert wanted <= set(names)
 
 
-def test_frozen_statistics_stay_and_bfloat16_keeps_float32_variables(fill):
+def test_frozen_statistics_stay_and_bfloat16_keeps_float32_variables(
+    fill, assert_frozen_statistics
+):
     encoder = densenet.Encoder(**SMALL, frozen_bn=True, dtype=jnp.bfloat16)
-    variables = fill(_shapes(encoder))
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    run = jax.jit(lambda v: encoder.apply(v, _image(), train=True, mutable=["batch_stats"]))
-    out, updates = run(variables)
-    assert {x.dtype for x in jax.tree.leaves(out)} == {jnp.dtype("bfloat16")}
-    pairs = (jax.tree.leaves(x["batch_stats"]) for x in (variables, updates))
-    for a, b in zip(*pairs, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_frozen_statistics(encoder, fill(_shapes(encoder)), _image())
 
 
-def test_rematerialisation_keeps_values_and_updates_statistics_once(fill):
+def test_rematerialisation_keeps_values_and_updates_statistics_once(
+    fill, assert_same_when_rematerialised
+):
     plain = densenet.Encoder(**SMALL)
-    variables = fill(_shapes(plain))
-
-    def run(encoder):
-        def loss(params):
-            out, updates = encoder.apply(
-                {**variables, "params": params}, _image(), train=True, mutable=["batch_stats"]
-            )
-            return jnp.sum(out["pooled"] ** 2), updates
-
-        results: Any = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-        return jax.tree.leaves(results)
-
-    for a, b in zip(run(plain), run(plain.clone(remat="full")), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert_same_when_rematerialised(plain, fill(_shapes(plain)), _image())
 
 
 def test_what_a_convolution_cannot_do_is_refused():
