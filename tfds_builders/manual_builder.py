@@ -114,12 +114,13 @@ class Record:
 
     Attributes:
         key: unique id.
-        image: path relative to the folder.
+        image: path relative to the folder; "" where `ManualBuilder.read_pixels` or `read_media` knows better,
+            e.g. for images inside an archive, or for texts alone.
         split: split.
         subject_id: patient, or whatever must not be in two splits; "" where unknown.
         label: int8 [K].
         fields: values of further features; those that are left out are "" or NaN or empty.
-        source: what `ManualBuilder.complete` needs to add the features that are costly to make.
+        source: what `ManualBuilder.complete` or `read_pixels` need besides.
     """
 
     key: str
@@ -158,15 +159,30 @@ class Corpus:
 
 
 class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Checks the layout, prints and records counts, stores resized images; needs no TensorFlow."""
+    """Checks the layout, prints and records counts, stores resized images; needs no TensorFlow.
+
+    Attributes:
+        SPEC: what is known about the dataset.
+        CONFIG: class of its options.
+    """
 
     code_path = None  # no checksums of downloads to look for
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec]
+    CONFIG: ClassVar[type[ManualConfig]] = ManualConfig
 
     def __init__(self, *, config: ManualConfig, data_dir: str | os.PathLike[str], **kwargs: Any):
         """Args: config from `parse_config`, data directory, and what TFDS takes besides."""
         self._settings = config
         super().__init__(config=config, data_dir=data_dir, **kwargs)
+
+    @classmethod
+    def make_config(
+        cls, folder: str | os.PathLike[str], options: Mapping[str, str]
+    ) -> ManualConfig:
+        """Config of a build; see `parse_config`."""
+        return parse_config(cls.CONFIG, folder, options)
 
     @abc.abstractmethod
     def read_corpus(self, folder: pathlib.Path) -> Corpus:
@@ -184,6 +200,32 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def extra_features(self) -> dict[str, Any]:
         """Features besides those that every dataset has."""
         return {}
+
+    def media_features(self) -> dict[str, Any]:
+        """Features of what an example shows: one image; a dataset of texts or volumes has others."""
+        # Grey images are stored with one channel; decoders give three.
+        encoding = "jpeg" if self._settings.quality else "png"
+        return {"image": tfds.features.Image(shape=(None, None, 3), encoding_format=encoding)}
+
+    def read_pixels(self, folder: pathlib.Path, record: Record) -> np.ndarray:
+        """Image of an example, uint8 [H, W, 1 or 3]; the default reads the file `record.image`.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        return read_image(folder, record.image)
+
+    def read_media(
+        self, folder: pathlib.Path, record: Record
+    ) -> tuple[dict[str, Any], tuple[int, int]]:
+        """Values of `media_features`, and original height and width for `complete`.
+
+        Raises:
+            ImageError: a file cannot be decoded.
+        """
+        image = self.read_pixels(folder, record)
+        stored = stored_bytes(image, size=self._settings.size, quality=self._settings.quality)
+        return {"image": io.BytesIO(stored)}, (image.shape[0], image.shape[1])
 
     def complete(self, record: Record, height: int, width: int) -> dict[str, Any]:
         """Features that are made in the decoding threads, e.g. from a report file or a mask.
@@ -203,10 +245,7 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         text = tfds.features.Text()
         spec = self.SPEC
         features: dict[str, Any] = {
-            # Grey images are stored with one channel; decoders give three.
-            "image": tfds.features.Image(
-                shape=(None, None, 3), encoding_format="jpeg" if self._settings.quality else "png"
-            ),
+            **self.media_features(),
             "label": tfds.features.Tensor(shape=(None,), dtype=np.int8),
             "age": np.float32,
         }
@@ -261,10 +300,10 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _present(self, folder: pathlib.Path, corpus: Corpus) -> tuple[list[Record], int]:
         """Records whose image is there, and how many are not."""
         if self._settings.missing_images == "refuse":
-            names = (record.image for record in corpus.records)
+            names = (record.image for record in corpus.records if record.image)
             require_images(folder, names, spec=self.SPEC, table=corpus.table)
             return corpus.records, 0
-        present = [r for r in corpus.records if (folder / r.image).exists()]
+        present = [r for r in corpus.records if not r.image or (folder / r.image).exists()]
         if not present:
             raise UserError(
                 f"none of the {len(corpus.records)} images that {corpus.table.name} lists is in {folder}; "
@@ -285,7 +324,6 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _loader(self, folder: pathlib.Path) -> Callable[[Record], dict[str, Any]]:
         """Function that turns a record into an example."""
-        settings = self._settings
         extra = self.extra_features()
         blank: dict[str, Any] = {
             name: [] for name, f in extra.items() if isinstance(f, tfds.features.Sequence)
@@ -294,18 +332,17 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         blank.update({name: "" for name, f in extra.items() if isinstance(f, tfds.features.Text)})
 
         def load(record: Record) -> dict[str, Any]:
-            image = read_image(folder, record.image)
-            stored = stored_bytes(image, size=settings.size, quality=settings.quality)
+            media, size = self.read_media(folder, record)
             return {
                 **blank,
                 **dict.fromkeys(texts, ""),
                 "age": math.nan,
-                "image": io.BytesIO(stored),
+                **media,
                 "label": record.label,
                 "subject_id": record.subject_id or f"image:{record.key}",
                 "image_id": record.key,
                 **record.fields,
-                **self.complete(record, *image.shape[:2]),
+                **self.complete(record, *size),
             }
 
         return load

@@ -141,10 +141,9 @@ def _make_builder(
                 f"dataset {spec.name} needs your files: give --manual-dir FOLDER. {spec.access}. "
                 f"The folder must hold {spec.layout}"
             )
-        module = sys.modules[cls.__module__]
         if "/" in name:
             options.setdefault("name", name.partition("/")[2])
-        return cls(config=module.make_config(manual_dir, options), data_dir=root)
+        return cls(config=cls.make_config(manual_dir, options), data_dir=root)
     if options:
         raise UserError(f"dataset {spec.name} takes no options, got {', '.join(options)}")
     config = name.partition("/")[2] or None

@@ -206,7 +206,7 @@ def test_wrong_folders_are_explained(tmp_path) -> None:
     with pytest.raises(UserError, match="several tables"):
         find_table(tmp_path / "empty")
     with pytest.raises(UserError, match="is unknown"):
-        builder.make_config(tmp_path, {"sise": "3"})
+        builder.ImageTextFolder.make_config(tmp_path, {"sise": "3"})
     with pytest.raises(UserError, match="dataset 'image_text_foldr' is unknown"):
         build.build_dataset("image_text_foldr", tmp_path)
 
@@ -371,4 +371,4 @@ def test_folds_test_every_patient_once() -> None:
         patients, shares
     )
     with pytest.raises(UserError, match="there are the folds 0 to 4"):
-        builder.make_config("/tmp", {"fold": "5"})
+        builder.ImageTextFolder.make_config("/tmp", {"fold": "5"})

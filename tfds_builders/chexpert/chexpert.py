@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -14,13 +13,12 @@ from medvlp_jax.data.datasets.chexpert import SPEC as CHEXPERT
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
 from tfds_builders.chexpert_labels import label_cells
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record, parse_config
+from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
 from tfds_builders.manual_tables import number, read_rows
 from tfds_builders.official_layout import Needed, require_layout
 from tfds_builders.patient_splits import hash_splits
 from tfds_builders.report_fields import section_fields
 
-_RELEASE = "1.0.0"
 _PLACES = ("", "CheXpert-v1.0-small/", "CheXpert-v1.0/")
 _HOLDOUT = 0.02
 _SEX = {"male": "M", "female": "F", "unknown": "", "": ""}
@@ -59,17 +57,11 @@ class ChexpertConfig(ManualConfig):
     reports: str = "auto"
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> ChexpertConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(ChexpertConfig, folder, options)
-
-
 class Chexpert(ManualBuilder):
     """Radiographs with labels, views, sex and age, and reports where they are there."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = CHEXPERT
+    CONFIG = ChexpertConfig
     _settings: ChexpertConfig
 
     def extra_features(self) -> dict[str, Any]:

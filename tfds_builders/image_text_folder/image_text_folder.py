@@ -22,8 +22,6 @@ from tfds_builders.image_text_folder.table import Row, Table, find_table, label_
 from tfds_builders.patient_splits import SPLITS, hash_splits, split_hash
 from tfds_builders.stored_images import RejectedFiles, load_ahead, read_image, stored_bytes
 
-_RELEASE = "1.0.0"
-
 
 @dataclasses.dataclass
 class FolderConfig(tfds.core.BuilderConfig):
@@ -124,8 +122,9 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
     """Images with texts from a folder and its table, split by patient."""
 
     code_path = None  # no checksums of downloads to look for
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
+    make_config = staticmethod(make_config)
 
     def __init__(self, *, config: FolderConfig, data_dir: str | os.PathLike[str], **kwargs: Any):
         """Args: config from `make_config`, data directory, and what TFDS takes besides."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -23,13 +22,11 @@ from tfds_builders.manual_builder import (
     ManualBuilder,
     ManualConfig,
     Record,
-    parse_config,
 )
 from tfds_builders.manual_tables import number, read_rows
 from tfds_builders.official_layout import Needed, require_layout
 from tfds_builders.report_fields import report_fields
 
-_RELEASE = "1.0.0"
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 _TABLES = "https://physionet.org/content/mimic-cxr-jpg/2.0.0/"
 _METADATA_COLUMNS = (
@@ -55,11 +52,6 @@ class MimicCxrConfig(ManualConfig):
     labeler: str = "chexpert"
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> MimicCxrConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(MimicCxrConfig, folder, options)
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Image:
     """A row of the metadata table."""
@@ -80,9 +72,8 @@ class _Image:
 class MimicCxr(ManualBuilder):
     """Radiographs with reports, labels, views and the study before, in the official split."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = MIMIC_CXR
+    CONFIG = MimicCxrConfig
     _settings: MimicCxrConfig
 
     def extra_features(self) -> dict[str, Any]:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 import re
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from medvlp_jax.data.datasets.nih_cxr14 import SPEC as NIH_CXR14
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record, parse_config
+from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
 from tfds_builders.manual_tables import number, read_lines, read_rows
 from tfds_builders.official_layout import Needed, require_layout
 from tfds_builders.patient_splits import hash_splits
 from tfds_builders.regions import boxes_feature, relative_boxes
 
-_RELEASE = "1.0.0"
 _VALIDATION = 0.1
 _RANDOM = (0.7, 0.1, 0.2)
 _OLDEST = 120
@@ -54,17 +51,11 @@ class NihCxr14Config(ManualConfig):
     split: str = "official"
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> NihCxr14Config:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(NihCxr14Config, folder, options)
-
-
 class NihCxr14(ManualBuilder):
     """Radiographs with labels, boxes, view, sex and age."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = NIH_CXR14
+    CONFIG = NihCxr14Config
     _settings: NihCxr14Config
 
     def extra_features(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import re
 import xml.etree.ElementTree as ET
@@ -22,14 +21,12 @@ from tfds_builders.manual_builder import (
     ManualBuilder,
     ManualConfig,
     Record,
-    parse_config,
 )
 from tfds_builders.manual_tables import read_rows
 from tfds_builders.official_layout import Needed, find_one, require_layout
 from tfds_builders.patient_splits import hash_splits
 from tfds_builders.report_fields import section_fields
 
-_RELEASE = "1.0.0"
 _FRACTIONS = (0.7, 0.1, 0.2)
 _PROJECTIONS = "indiana_projections.csv"
 _UNINDEXED = {"no indexing"}
@@ -61,11 +58,6 @@ class OpeniConfig(ManualConfig):
     blank_text: str = "drop"
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> OpeniConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(OpeniConfig, folder, options)
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What one XML file says.
@@ -86,9 +78,8 @@ class Report:
 class Openi(ManualBuilder):
     """Radiographs with report sections and MeSH headings, split by patient."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = OPENI
+    CONFIG = OpeniConfig
     _settings: OpeniConfig
 
     def extra_features(self) -> dict[str, Any]:

@@ -14,11 +14,10 @@ import tensorflow_datasets as tfds
 from medvlp_jax.data.datasets.roco import SPEC as ROCO
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record, parse_config
+from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
 from tfds_builders.manual_tables import read_rows, read_tagged_lines
 from tfds_builders.official_layout import Needed, require_layout
 
-_RELEASE = "1.0.0"
 _PLACES = ("data", "all_data", ".")
 _KINDS = {
     "radiology": ("radiology",),
@@ -43,17 +42,11 @@ class RocoConfig(ManualConfig):
     kind: str = "radiology"
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> RocoConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(RocoConfig, folder, options)
-
-
 class Roco(ManualBuilder):
     """Figures with captions, keywords, concepts, and licence and article of each."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = ROCO
+    CONFIG = RocoConfig
     _settings: RocoConfig
 
     def extra_features(self) -> dict[str, Any]:

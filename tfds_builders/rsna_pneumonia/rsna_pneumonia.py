@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from typing import Any, ClassVar
 
@@ -13,13 +12,12 @@ import tensorflow_datasets as tfds
 from medvlp_jax.data.datasets.rsna_pneumonia import SPEC as RSNA_PNEUMONIA
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record, parse_config
+from tfds_builders.manual_builder import Corpus, ManualBuilder, Record
 from tfds_builders.manual_tables import number, read_rows
 from tfds_builders.official_layout import Needed, find_one, require_layout
 from tfds_builders.patient_splits import hash_splits
 from tfds_builders.regions import boxes_feature, relative_boxes
 
-_RELEASE = "1.0.0"
 _FRACTIONS = (0.6, 0.2, 0.2)
 _IMAGES = "stage_2_train_images"
 _MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
@@ -28,16 +26,9 @@ _BOX = ("x", "y", "width", "height")
 _CLASS_COLUMNS = ("patientId", "class")
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> ManualConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(ManualConfig, folder, options)
-
-
 class RsnaPneumonia(ManualBuilder):
     """Radiographs with boxes, the challenge's target and its three classes."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = RSNA_PNEUMONIA
 
     def extra_features(self) -> dict[str, Any]:

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from medvlp_jax.data.datasets.siim_pneumothorax import SPEC as SIIM_PNEUMOTHORAX
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record, parse_config
+from tfds_builders.manual_builder import Corpus, ManualBuilder, Record
 from tfds_builders.manual_tables import read_rows
 from tfds_builders.official_layout import Needed, require_layout
 from tfds_builders.patient_splits import hash_splits
 from tfds_builders.regions import decode_run_lengths, mask_feature, stored_mask
 
-_RELEASE = "1.0.0"
 _FRACTIONS = (0.7, 0.15, 0.15)
 _FIRST_STAGE = {"rows": 10_675}
 _IMAGES = ("dicom-images-train", "dicom-images-test", "stage_2_images")
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> ManualConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(ManualConfig, folder, options)
-
-
 class SiimPneumothorax(ManualBuilder):
     """Radiographs with masks of pneumothorax."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = SIIM_PNEUMOTHORAX
 
     def extra_features(self) -> dict[str, Any]:

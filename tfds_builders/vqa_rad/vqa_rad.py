@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections import Counter
 from typing import Any, ClassVar
@@ -15,11 +14,10 @@ import tensorflow_datasets as tfds
 from medvlp_jax.data.datasets.vqa_rad import SPEC as VQA_RAD
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record, parse_config
+from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
 from tfds_builders.official_layout import Needed, require_layout
 from tfds_builders.patient_splits import hash_splits
 
-_RELEASE = "1.0.0"
 _FRACTIONS = (0.7, 0.1, 0.2)
 _SPLITS = {
     "freeform": "train",
@@ -51,17 +49,11 @@ class VqaRadConfig(ManualConfig):
     split: str = "leak_free"
 
 
-def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> VqaRadConfig:
-    """Config of a build; see `manual_builder.parse_config`."""
-    return parse_config(VqaRadConfig, folder, options)
-
-
 class VqaRad(ManualBuilder):
     """One example per image (official: per image and split) with its questions and answers."""
 
-    VERSION = tfds.core.Version(_RELEASE)
-    RELEASE_NOTES = {_RELEASE: "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec] = VQA_RAD
+    CONFIG = VqaRadConfig
     _settings: VqaRadConfig
 
     def extra_features(self) -> dict[str, Any]:
