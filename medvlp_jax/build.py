@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import pathlib
 import pkgutil
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from medvlp_jax.errors import UserError
 from medvlp_jax.interop import pretrained
 from medvlp_jax.models.vision_language import VisionLanguageModel
 from medvlp_jax.objectives.system import System
-from medvlp_jax.types import Batch
+from medvlp_jax.types import PIXEL_KEYS, Batch
 
 _MODEL_PARTS = (
     "image_encoder",
@@ -36,7 +37,10 @@ _MODEL_PARTS = (
     "image_token_projection",
     "text_token_projection",
     "fusion",
+    "context_projection",
+    "text_decoder",
 )
+_TEXT_PARTS = ("text_encoder", "text_decoder")
 _MODEL_OPTIONS = ("merge_words", "last_layers", "text_pooling")
 
 
@@ -131,28 +135,58 @@ def build_model(config: Config, *, vocab_size: int) -> VisionLanguageModel:
     for part in _MODEL_PARTS:
         settings = config.model.get(part)
         if settings:
-            parts[part] = _build_part(part, dict(settings), injected)
+            parts[part] = _build_part(f"model.{part}", dict(settings), injected)
     unknown = set(config.model) - set(_MODEL_PARTS) - {"dtype", "lora", *_MODEL_OPTIONS}
     if unknown:
         raise UserError(
             f"config key model.{min(unknown)} does not exist; the model has {', '.join(_MODEL_PARTS)}"
         )
-    for part in ("image_encoder", "text_encoder"):
-        if part not in parts:
-            raise UserError(f"config key model.{part} is missing: every system needs both encoders")
-    table = parts["text_encoder"].vocab_size
-    if table < vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens but model.text_encoder.vocab_size is {table}; "
-            "leave vocab_size out (it then follows the tokenizer) or use the tokenizer of that encoder"
-        )
+    _check_parts(parts, config, vocab_size)
     extra = {k: config.model[k] for k in _MODEL_OPTIONS if k in config.model}
     return construct(VisionLanguageModel, {**parts, **extra}, "model", {})
 
 
-def _build_part(part: str, settings: dict[str, Any], injected: Mapping[str, Any]) -> Any:
-    """One encoder, projection or fusion from its settings (`name`, optional `variant`, arguments)."""
-    key = f"model.{part}"
+def _check_parts(parts: Mapping[str, Any], config: Config, vocab_size: int) -> None:
+    """What the parts need of each other and of the data.
+
+    Raises:
+        UserError: an encoder is missing, the tokenizer is larger than an embedding table, or the image
+            encoder cannot read prior images.
+    """
+    if "image_encoder" not in parts:
+        raise UserError("config key model.image_encoder is missing: every system needs one")
+    if "text_encoder" not in parts and "text_decoder" not in parts:
+        raise UserError(
+            "config key model.text_encoder is missing: every system needs a text encoder, or a text_decoder "
+            "that writes the text"
+        )
+    for part in _TEXT_PARTS:
+        table = innermost(parts[part]).vocab_size if part in parts else vocab_size
+        if table < vocab_size:
+            raise UserError(
+                f"the tokenizer has {vocab_size} tokens but model.{part}.vocab_size is {table}; "
+                "leave vocab_size out (it then follows the tokenizer) or use the tokenizer of that encoder"
+            )
+    takes = inspect.signature(type(parts["image_encoder"]).__call__).parameters
+    if config.data.image.get("prior") and "prior_image" not in takes:
+        raise UserError(
+            "config key data.image.prior=True needs an image encoder that reads prior images: set "
+            "model.image_encoder.name='multi_image', or leave prior out"
+        )
+
+
+def innermost(encoder: Any) -> Any:
+    """The tower inside of wrappers such as `frames.Encoder` and `prompt_tuning.TextPrompts`."""
+    while hasattr(encoder, "tower"):
+        encoder = encoder.tower
+    return encoder
+
+
+def _build_part(key: str, settings: dict[str, Any], injected: Mapping[str, Any]) -> Any:
+    """One encoder, projection or fusion from its settings (`name`, optional `variant`, arguments).
+
+    An argument that is itself a group with a `name` is another module, e.g. the `tower` of `frames`.
+    """
     if "name" not in settings:
         raise UserError(f"config key {key}.name is missing: it names a file in medvlp_jax/models/")
     name, variant = settings.pop("name"), settings.pop("variant", None)
@@ -169,6 +203,9 @@ def _build_part(part: str, settings: dict[str, Any], injected: Mapping[str, Any]
         for follows in ("vocab_size", "image_size"):
             if follows in injected:
                 defaults.pop(follows, None)
+    for argument, value in settings.items():
+        if isinstance(value, ConfigDict | Mapping) and "name" in value:
+            settings[argument] = _build_part(f"{key}.{argument}", dict(value), injected)
     return construct(cls, {**defaults, **settings}, key, injected)
 
 
@@ -183,7 +220,7 @@ def build_system(config: Config, tokenizer: Any) -> System:
         "vocab_size": text.vocab_size(tokenizer),
         "mask_id": tokenizer.mask_token_id,
         "special_ids": tokenizer.special_token_ids,
-        "patch_size": getattr(model.image_encoder, "patch_size", None),
+        "patch_size": getattr(innermost(model.image_encoder), "patch_size", None),
         "in_channels": config.data.image.channels,
         "dtype": jnp.dtype(config.model.get("dtype", "float32")),
         "variant": config.variant,
@@ -224,13 +261,30 @@ def build_tokenizer(config: Config, workdir: str | pathlib.Path) -> Any:
     folder = pathlib.Path(workdir) / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return text.load_tokenizer(str(folder))
-    source = str((config.model.get("text_encoder") or {}).get("init") or "")
+    sources = pretrained_sources(config)
+    source = next((s for path, s in sources.items() if path[0] in _TEXT_PARTS), None)
     tokenizer = _checkpoint_tokenizer(source, config) if source else None
     if tokenizer is None:
         tokenizer = pipeline.config_tokenizer(config.data)
     if jax.process_index() == 0:
         tokenizer.save_pretrained(str(folder))
     return tokenizer
+
+
+def pretrained_sources(config: Config) -> dict[tuple[str, ...], str]:
+    """Path of a module below `model` -> checkpoint it starts from, for those whose config has an `init`."""
+    found: dict[tuple[str, ...], str] = {}
+
+    def walk(settings: Any, path: tuple[str, ...]) -> None:
+        if settings.get("init"):
+            found[path] = str(settings["init"])
+        for name, value in settings.items():
+            if isinstance(value, ConfigDict | Mapping):
+                walk(value, (*path, name))
+
+    for part in _MODEL_PARTS:
+        walk(config.model.get(part) or {}, (part,))
+    return found
 
 
 def _checkpoint_tokenizer(source: str, config: Config) -> Any:
@@ -257,13 +311,17 @@ def _checkpoint_tokenizer(source: str, config: Config) -> Any:
 
 
 def make_preprocess(config: Config) -> Any:
-    """Device side of the input: uint8 pixels to normalised float32."""
+    """Device side of the input: all pixels of a batch from uint8 to normalised float32."""
     image = config.data.image
     mean, std, channels = tuple(image.mean), tuple(image.std), image.channels
 
     def preprocess(batch: Batch) -> Batch:
-        pixels = device_transforms.normalise(batch["image"], mean, std, channels)
-        return {**batch, "image": pixels}
+        pixels = {
+            key: device_transforms.normalise(batch[key], mean, std, channels)
+            for key in PIXEL_KEYS
+            if key in batch
+        }
+        return {**batch, **pixels}
 
     return preprocess
 

@@ -37,6 +37,7 @@ from medvlp_jax.parallel.rules import placement_table
 from medvlp_jax.predictor import Predictor, trained_logit_bias, trained_logit_scale
 from medvlp_jax.step import TrainState, make_init, make_train_step, place_state, variables
 from medvlp_jax.tasks.base import Metric
+from medvlp_jax.tasks.zero_shot import with_prompts
 from medvlp_jax.train import Plan, train
 from medvlp_jax.types import Batch
 
@@ -138,9 +139,10 @@ def load_facts(workdir: str | pathlib.Path) -> Facts:
 
 
 def ensure_data(config: Config) -> None:
-    """Builds the dataset if it builds by itself and is not there (main process only)."""
+    """Builds the datasets that build by themselves and are not there (main process only)."""
     if is_main_process():
-        data_build.ensure_built(config.data.dataset, config.data.data_dir)
+        for name in dict.fromkeys((config.data.dataset, *pipeline.train_datasets(config.data))):
+            data_build.ensure_built(name, config.data.data_dir)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("dataset")
 
@@ -164,7 +166,7 @@ class Training:
     shardings: TrainState
     step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
     model: VisionLanguageModel
-    checkpoints: Mapping[str, str]
+    checkpoints: Mapping[tuple[str, ...], str]
 
     def fresh_state(self) -> TrainState:
         """Initial state, made in place on the mesh; towers with `init` get the weights of their files."""
@@ -215,7 +217,7 @@ def make_training(run: Run) -> Training:
         shardings=shardings,
         step=step,
         model=run.system.model,
-        checkpoints=warm_start.sources(config),
+        checkpoints=build.pretrained_sources(config),
     )
 
 
@@ -336,15 +338,20 @@ def evaluate_split(
     split: str,
     dataset: str = "",
     tasks: tuple[str, ...] = (),
+    prompts: str = "",
 ) -> evaluate.Results:
-    """Runs the config's (or the named) tasks on one split of the config's (or another) dataset."""
+    """Runs the config's (or the named) tasks on one split of the config's (or another) dataset, if wanted
+    with other prompts (a style or file of `data.prompt_sets`)."""
     config = run.config.copy_and_resolve_references()
     if dataset:
         config.data.dataset = dataset
+    chosen = build.build_tasks(config, tasks)
+    if prompts:
+        chosen = with_prompts(chosen, prompts)
     return evaluate.evaluate(
         predictor,
         config,
-        build.build_tasks(config, tasks),
+        chosen,
         split=split,
         tokenizer=run.tokenizer,
     )
@@ -412,13 +419,16 @@ def run_evaluation(
     split: str = "",
     dataset: str = "",
     tasks: tuple[str, ...] = (),
+    prompts: str = "",
     step: int | None = None,
 ) -> evaluate.Results:
     """Evaluates a checkpoint and writes `results.json`, predictions and plots into the workdir."""
     run, state, step = load_run(workdir, step=step)
     split = split or run.config.eval.split
     predictor = make_predictor(run, variables(state, averaged=True))
-    results = evaluate_split(run, predictor, split=split, dataset=dataset, tasks=tasks)
+    results = evaluate_split(
+        run, predictor, split=split, dataset=dataset, tasks=tasks, prompts=prompts
+    )
     if is_main_process():
         folder = evaluate.results_folder(workdir, results.dataset, split)
         evaluate.write_results(results, folder, step=step, config=run.config)
@@ -468,7 +478,7 @@ def run_export(
         dataset=_dataset_facts(run.config.data.dataset),
         metrics=metrics,
         evaluated_on=evaluated_on,
-        **formats.card_options(to, part),
+        **formats.card_options(to, part, run.system.model),
     )
     exported = formats.export(_trained(run, model_variables, card), out, to=to, part=part)
     if is_main_process():
@@ -496,6 +506,8 @@ def _trained(run: Run, model_variables: Mapping[str, Any], card: str) -> Trained
             channels=image.channels,
             mean=tuple(image.mean),
             std=tuple(image.std),
+            # Runs of before these options lack them.
+            frames=image.get("frames", 0) or (n if (n := image.get("per_study", 1)) > 1 else 0),
         ),
         max_length=run.config.data.text.max_length,
         logit_scale=trained_logit_scale(model_variables, run.system.objectives),

@@ -1,8 +1,9 @@
-"""Puts pretrained weights into a fresh state: `config.model.image_encoder.init`, `...text_encoder.init`."""
+"""Puts pretrained weights into a fresh state: `init` of any part of `config.model`."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from medvlp_jax import build
-from medvlp_jax.config import Config
 from medvlp_jax.data import text
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import pretrained
@@ -19,48 +19,38 @@ from medvlp_jax.models.vision_language import VisionLanguageModel
 from medvlp_jax.parallel.distributed import is_main_process
 from medvlp_jax.step import TrainState
 
-TOWERS = ("image_encoder", "text_encoder")
-
-
-def sources(config: Config) -> dict[str, str]:
-    """Tower -> checkpoint it starts from, for those that name one."""
-    found = {}
-    for tower in TOWERS:
-        init = (config.model.get(tower) or {}).get("init")
-        if init:
-            found[tower] = str(init)
-    return found
-
 
 def warm_start(
     state: TrainState,
     model: VisionLanguageModel,
-    checkpoints: Mapping[str, str],
+    checkpoints: Mapping[tuple[str, ...], str],
     shardings: TrainState,
 ) -> TrainState:
-    """State whose named towers hold the weights of checkpoints; everything else stays as it is.
+    """State whose named modules hold the weights of checkpoints; everything else stays as it is.
 
     Args:
         state: fresh state; its moving average of the parameters, if it has one, starts there too.
-        model: the model, whose towers say which namings they know.
-        checkpoints: tower -> source, see `interop.weights.read`.
+        model: the model, whose modules say which namings they know.
+        checkpoints: path of a module below the model -> source; see `build.pretrained_sources` and
+            `interop.weights.read`.
         shardings: placement of the state.
 
     Raises:
         UserError: a checkpoint cannot be read or does not fit.
     """
-    for tower, source in checkpoints.items():
-        shapes = {"params": state.params["model"][tower]}
-        stats = state.model_state.get("batch_stats", {}).get("model", {}).get(tower)
-        if stats is not None:
+    for part, source in checkpoints.items():
+        path = ("model", *part)
+        shapes = {"params": _at(state.params, path)}
+        stats = _at(state.model_state.get("batch_stats", {}), path)
+        if stats:
             shapes["batch_stats"] = stats
-        loaded = pretrained.load(getattr(model, tower), shapes, source)
+        module = functools.reduce(getattr, part, model)
+        loaded = pretrained.load(module, shapes, source)
         if is_main_process():
-            print(f"{tower} from {source}\n  {loaded.report()}", flush=True)
-        path = ("model", tower)
+            print(f"{'/'.join(part)} from {source}\n  {loaded.report()}", flush=True)
         params = _replaced(state.params, shardings.params, path, loaded.variables["params"])
         model_state = dict(state.model_state)
-        if stats is not None:
+        if stats:
             model_state["batch_stats"] = _replaced(
                 model_state["batch_stats"],
                 shardings.model_state["batch_stats"],
@@ -107,6 +97,11 @@ def try_checkpoint(
     loaded = pretrained.load(encoder, dict(shapes), source)
     count = sum(leaf.size for leaf in jax.tree.leaves(loaded.variables))
     return f"{name} {variant} from {source}\n  {loaded.report()}\n  {count:,} values read"
+
+
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """Subtree at a path, {} where there is none."""
+    return functools.reduce(lambda below, name: below.get(name, {}), path, tree)
 
 
 def _replaced(tree: Any, shardings: Any, path: tuple[str, ...], new: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -54,23 +55,7 @@ def root() -> pathlib.Path:
 def randomise() -> Callable[[Any], Any]:
     """Gives a torch model random values everywhere, so that biases and norms are tested too."""
 
-    def apply(model: Any) -> Any:
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, value in [*model.named_parameters(), *model.named_buffers()]:
-                if value.dtype.is_floating_point:
-                    noise = torch.randn(value.shape, generator=generator)
-                    if name.endswith("running_var"):
-                        value.copy_(1 + 0.3 * noise.abs())
-                    elif value.ndim == 1:
-                        value.copy_((1 if "weight" in name else 0) + 0.1 * noise)
-                    else:
-                        value.copy_(noise * (1.0 / value[0].numel()) ** 0.5)
-        return model.eval()
-
-    return apply
+    return runpy.run_path(str(ROOT / "tests" / "random_weights.py"))["randomise"]
 
 
 @pytest.fixture

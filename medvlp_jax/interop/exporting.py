@@ -26,12 +26,22 @@ MANIFEST = "manifest.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageInput:
-    """How images reach the encoder: side in pixels, channels, and mean and std in units of [0, 1]."""
+    """How images reach the encoder: side in pixels, channels, and mean and std in units of [0, 1].
+
+    `frames` is the number of slices of a volume, frames of a clip or images of a study; 0 = flat images.
+    """
 
     size: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    frames: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input, (H, W, C) or (frames, H, W, C)."""
+        frames = (self.frames,) if self.frames else ()
+        return (*frames, self.size, self.size, self.channels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,14 +101,12 @@ class Trained:
         host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(self.params))
         stats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(self.batch_stats))
         model = float32(self.model)
-        encoder: Any = model.image_encoder
-        if isinstance(encoder, convnext.Encoder) and encoder.batch_norm:
-            if "image_encoder" not in stats:
-                raise UserError(
-                    "the image encoder has BatchNorm: pass its running statistics, batch_stats"
-                )
-            host["image_encoder"] = convnext.fold(host["image_encoder"], stats.pop("image_encoder"))
-            model = model.clone(image_encoder=encoder.clone(batch_norm=False))
+        encoder, params, own = _folded(
+            model.image_encoder, host["image_encoder"], stats.pop("image_encoder", None)
+        )
+        model, host["image_encoder"] = model.clone(image_encoder=encoder), params
+        if own is not None:
+            stats["image_encoder"] = own
         unused = ("image_token_projection", "text_token_projection")
         return dataclasses.replace(
             self,
@@ -108,11 +116,43 @@ class Trained:
         )
 
 
+def _folded(encoder: Any, params: Any, stats: Any) -> tuple[Any, Any, Any]:
+    """An image encoder, its parameters and statistics, with a BatchNorm of ConvNeXt in the weights."""
+    if hasattr(encoder, "tower"):
+        own = None if stats is None else stats["tower"]
+        tower, inner, own = _folded(encoder.tower, params["tower"], own)
+        stats = None if own is None else {"tower": own}
+        return encoder.clone(tower=tower), {**params, "tower": inner}, stats
+    if not isinstance(encoder, convnext.Encoder) or not encoder.batch_norm:
+        return encoder, params, stats
+    if stats is None:
+        raise UserError("the image encoder has BatchNorm: pass its running statistics, batch_stats")
+    return encoder.clone(batch_norm=False), convnext.fold(params, stats), None
+
+
+def innermost(module: Any) -> Any:
+    """The tower inside of wrappers such as `frames.Encoder` and `prompt_tuning.TextPrompts`."""
+    while hasattr(module, "tower"):
+        module = module.tower
+    return module
+
+
+def with_fields(module: Any, **values: Any) -> Any:
+    """A module, and the towers inside of it, with other values of those fields that each of them has."""
+    own = {k: v for k, v in values.items() if hasattr(module, k)}
+    if hasattr(module, "tower"):
+        own["tower"] = with_fields(module.tower, **values)
+    return module.clone(**own)
+
+
 def float32(model: VisionLanguageModel) -> VisionLanguageModel:
     """The model with float32 arithmetic in the parts that are exported, and without the token heads."""
-    parts = ("image_encoder", "text_encoder", "image_projection", "text_projection", "fusion")
+    parts = (
+        *("image_encoder", "text_encoder", "image_projection", "text_projection"),
+        *("fusion", "text_decoder", "context_projection"),
+    )
     exact = {
-        name: getattr(model, name).clone(dtype=jnp.float32)
+        name: with_fields(getattr(model, name), dtype=jnp.float32)
         for name in parts
         if getattr(model, name) is not None
     }
@@ -239,6 +279,7 @@ def describe_inputs(trained: Trained) -> dict[str, Any]:
         "image": {
             "size": image.size,
             "channels": image.channels,
+            "frames": image.frames,
             "mean": [float(v) for v in image.mean],
             "std": [float(v) for v in image.std],
             "normalisation": "(pixel / 255 - mean) / std per channel; shorter side resized, centre cropped",
@@ -260,8 +301,7 @@ def random_batch(trained: Trained, rows: int) -> dict[str, np.ndarray]:
     """Normalised images and texts of `rows` pairs; every second text is padded."""
     rng = np.random.default_rng(rows)
     image, length = trained.image, trained.max_length
-    text: Any = trained.model.text_encoder
-    shape = (rows, image.size, image.size, image.channels)
+    text = innermost(trained.model.text_encoder or trained.model.text_decoder)
     pad = trained.tokenizer.pad_token_id
     ids = rng.integers(0, text.vocab_size, (rows, length)).astype(np.int32)
     # transformers' RoBERTa takes every pad id for padding, whatever the mask says.
@@ -272,7 +312,7 @@ def random_batch(trained: Trained, rows: int) -> dict[str, np.ndarray]:
     ids[np.arange(rows), mask.sum(axis=1) - 1] = trained.tokenizer.sep_token_id
     words = np.where(mask > 0, np.arange(length) // 2 - 1, -1).astype(np.int32)
     return {
-        "image": rng.normal(size=shape).astype(np.float32),
+        "image": rng.normal(size=(rows, *image.shape)).astype(np.float32),
         "input_ids": np.where(mask > 0, ids, pad).astype(np.int32),
         "attention_mask": mask,
         "word_ids": words,

@@ -6,11 +6,20 @@ import os
 from typing import Any, get_args
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import hf, hf_tower, onnx_export, stablehlo, timm_export, torch_export
+from medvlp_jax.interop import (
+    hf,
+    hf_captioner,
+    hf_tower,
+    onnx_export,
+    stablehlo,
+    timm_export,
+    torch_export,
+)
 from medvlp_jax.interop.exporting import Exported, Trained
+from medvlp_jax.models.vision_language import VisionLanguageModel
 
 FORMATS = {
-    "hf": "transformers: VisionTextDualEncoderModel, or one tower with --part",
+    "hf": "transformers: dual encoder or captioner, or one tower with --part",
     "jax": "StableHLO programs through jax.export",
     "torch": "PyTorch module file and weights, without transformers",
     "onnx": "ONNX graphs",
@@ -57,6 +66,8 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, to: str, part: s
         return timm_export.export(trained, folder)
     if part == "image" or part == "text":
         return hf_tower.export(trained, folder, part)
+    if hf_captioner.fits(trained.model):
+        return hf_captioner.export(trained, folder)
     return hf.export(
         trained.model,
         trained.params,
@@ -71,8 +82,8 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, to: str, part: s
     )
 
 
-def card_options(to: str, part: str) -> dict[str, Any]:
-    """The arguments of `model_card.model_card` that depend on the format."""
+def card_options(to: str, part: str, model: VisionLanguageModel) -> dict[str, Any]:
+    """The arguments of `model_card.model_card` that depend on format and model."""
     if to == "timm":
         return {
             "usage": timm_export.USAGE,
@@ -86,6 +97,12 @@ def card_options(to: str, part: str) -> dict[str, Any]:
             "usage": hf_tower.USAGE[part],
             "what": f"{part.capitalize()} encoder",
             "pipeline": task,
+        }
+    if to == "hf" and hf_captioner.fits(model):
+        return {
+            "usage": hf_captioner.USAGE,
+            "what": "Image encoder and text decoder",
+            "pipeline": "image-to-text",
         }
     usage = {
         "hf": hf.USAGE,

@@ -22,6 +22,7 @@ def _variant(width: int, depth: int, heads: int, **options: Any) -> dict[str, An
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "test": _variant(32, 2, 2, vocab_size=512, max_positions=128, cross_attention=True),
+    "quickstart": _variant(192, 3, 4, max_positions=256, cross_attention=True),
     "small": _variant(768, 12, 12),
     "captioner": _variant(512, 6, 8, max_positions=512, cross_attention=True),
 }

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from medvlp_jax.types import IGNORE_INDEX, Array, Batch
+from medvlp_jax.types import IGNORE_INDEX, PIXEL_KEYS, Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,15 @@ def _smallest(noise: Array, allowed: Array, ratio: float, at_least: int = 0) -> 
 
 
 # Keys that belong to the image and travel with it when images are exchanged.
-_IMAGE_KEYS = ("image", "label", "label_mask", "subject_id", "study_id")
+_IMAGE_KEYS = (
+    *PIXEL_KEYS,
+    "image_present",
+    "prior_mask",
+    "label",
+    "label_mask",
+    "subject_id",
+    "study_id",
+)
 
 
 @dataclasses.dataclass(frozen=True)

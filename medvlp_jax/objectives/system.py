@@ -60,8 +60,7 @@ class System(nn.Module):
                     encode = getattr(self.model, f"encode_{side}")
                     towers[side, source] = encode(changed, train=train)
                 outputs.update(towers[side, source])
-            if self.model.fusion is not None:
-                outputs.update(self.model.fuse(outputs, outputs, changed, train=train))
+            outputs.update(self.model.join(outputs, changed, train=train))
             passes[corruption] = Pass(changed, outputs)
         return passes
 
@@ -72,6 +71,10 @@ class System(nn.Module):
     def encode_text(self, batch: Batch) -> Outputs:
         """Text outputs of the model, without dropout."""
         return self.model.encode_text(batch, train=False)
+
+    def decode(self, image: Outputs, batch: Batch) -> Outputs:
+        """Decoder outputs of the model, without dropout."""
+        return self.model.decode(image, batch, train=False)
 
     def fuse(self, image: Outputs, text: Outputs, batch: Batch) -> Outputs:
         """Fused outputs of the model, without dropout."""

@@ -333,12 +333,11 @@ def test_only_an_earlier_export_to_timm_is_replaced(make_trained, tmp_path) -> N
 
 
 def test_the_format_is_chosen_by_name(make_trained, tmp_path, usage_code) -> None:
-    formats.export(
-        make_trained(image_encoder=vit.Encoder(**VIT)), tmp_path / "out", to="timm", part="both"
-    )
+    trained = make_trained(image_encoder=vit.Encoder(**VIT))
+    formats.export(trained, tmp_path / "out", to="timm", part="both")
     assert "architecture" in (tmp_path / "out" / "config.json").read_text()
     with pytest.raises(UserError, match="image towers only"):
         formats.check("timm", "text")
-    options = formats.card_options("timm", "both")
+    options = formats.card_options("timm", "both", trained.model)
     assert (options["library"], options["pipeline"]) == ("timm", "image-feature-extraction")
     ast.parse(usage_code(options["usage"]))  # timm is not there to run it

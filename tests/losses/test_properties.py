@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from medvlp_jax.losses import (
+    captioning,
+    masked,
+    matching,
+    prototype,
+    siglip,
+    soft_contrast,
+    token_alignment,
+)
 from medvlp_jax.losses import info_nce as nce
-from medvlp_jax.losses import masked, matching, prototype, siglip, soft_contrast, token_alignment
 from medvlp_jax.parallel.mesh import make_mesh
 
 B, D, N, L, K = 8, 6, 5, 7, 4
@@ -40,6 +48,7 @@ def inputs(rows: int = B, seed: int = 0) -> dict[str, np.ndarray]:
         "word_attention": rng.random((rows, L)).astype(np.float32) * words,
         "patch_attention": rng.random((rows, N)).astype(np.float32),
         "logits": normal(rows, L, 11),
+        "ids": rng.integers(0, 11, (rows, L)),
         "labels": np.where(rng.random((rows, L)) < 0.4, rng.integers(0, 11, (rows, L)), -100),
         "pair_logits": normal(rows, 2),
         "pair_labels": rng.integers(0, 2, rows),
@@ -84,6 +93,9 @@ LOSSES = {
     "prototype": lambda x: prototype.prototype_alignment(
         x["image"], x["text"], PROTOTYPES, example_mask=x["mask"]
     ),
+    "captioning": lambda x: captioning.captioning(
+        x["logits"], x["ids"], x["word_mask"], example_mask=x["mask"]
+    )[0],
     "mlm": lambda x: masked.masked_language(x["logits"], x["labels"], example_mask=x["mask"])[0],
     "itm": lambda x: matching.matching(x["pair_logits"], x["pair_labels"], example_mask=x["mask"])[
         0

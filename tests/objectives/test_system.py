@@ -53,9 +53,11 @@ class Towers(nn.Module):
         pooled = self.text_encoder(batch["input_ids"]).mean(axis=1)
         return {"text_embed": pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)}
 
-    def fuse(self, image, text, batch, *, train: bool = False):
+    def join(self, encoded, batch, *, train: bool = False):
+        if self.fusion is None:
+            return {}
         self.log.calls.append("fuse")
-        return {"fused_pooled": image["image_embed"] + text["text_embed"]}
+        return {"fused_pooled": encoded["image_embed"] + encoded["text_embed"]}
 
 
 class Probe(Objective):
