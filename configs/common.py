@@ -146,6 +146,25 @@ def bert(size: str, full: str = "base", **settings) -> dict:
     return dict(name="bert", variant=variant, init="", **settings)
 
 
+def clip_towers(size: str, full: str = "clip-B/32") -> dict:
+    """OpenAI CLIP's two towers with its linear heads, see `vit`; `init` takes one file for both."""
+    image, text = {
+        "full": (full, full),
+        "cpu": ("quickstart/16", "quickstart"),
+        "smoke": ("test/16", "test"),
+    }[size]
+    clip = (
+        {}
+        if size == "full"
+        else dict(pre_layernorm=True, activation="quick_gelu", patch_bias=False)
+    )
+    return dict(
+        image_encoder=dict(name="vit", variant=image, pooling="cls", init="", **clip),
+        text_encoder=dict(name="clip_text", variant=text, init=""),
+        **linear_heads(size, 768 if full == "clip-L/14" else 512),
+    )
+
+
 def size_of(options: Config) -> str:
     """ "full", "cpu" or "smoke" from a config's arguments."""
     return "smoke" if options.smoke else "cpu" if options.cpu else "full"

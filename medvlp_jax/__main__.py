@@ -38,6 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run_verbs(verbs)
     _add_data_verb(verbs)
     _add_model_verbs(verbs)
+    bench = verbs.add_parser("bench", help="benchmarks of this project beside its peers")
+    bench.add_argument("name", help="a file in benchmarks/, e.g. input; `bench NAME --help`")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the benchmark")
+    bench.set_defaults(run=_bench)
     verbs.add_parser("configs", help="list the configs with one line each").set_defaults(
         run=_configs
     )
@@ -66,6 +70,11 @@ def _add_run_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluation.add_argument("--tasks", default="", help="comma-separated; default: the config's")
     evaluation.add_argument("--dataset", default="", help="default: the config's")
     evaluation.add_argument("--split", default="", help="default: the config's test split")
+    evaluation.add_argument(
+        "--prompts",
+        default="",
+        help="of zero-shot tasks: chexzero, gloria, biovil ... or a .json file",
+    )
     evaluation.add_argument("--step", type=int, default=None, help="default: best, else newest")
     evaluation.set_defaults(run=_eval)
 
@@ -85,7 +94,11 @@ def _add_data_verb(verbs: argparse._SubParsersAction) -> None:
         sub.add_argument("--data-dir", default="", help="default: $TFDS_DATA_DIR or ./data")
         sub.set_defaults(run=run)
         if action == "build":
-            sub.add_argument("--manual-dir", default="", help="folder with the files you obtained")
+            sub.add_argument(
+                "--manual-dir",
+                default="",
+                help="folder with the files you obtained; default: public ones are fetched",
+            )
             sub.add_argument(
                 "--option",
                 action="append",
@@ -93,6 +106,42 @@ def _add_data_verb(verbs: argparse._SubParsersAction) -> None:
                 metavar="KEY=VALUE",
                 help="option of the builder, e.g. size=512 (repeatable)",
             )
+            sub.add_argument(
+                "--beam",
+                default="",
+                metavar="RUNNER",
+                help="Apache Beam runner for large datasets, e.g. DirectRunner (docs/datasets_at_scale.md)",
+            )
+            sub.add_argument(
+                "--beam-option",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="option of the runner, e.g. direct_num_workers=8 (repeatable)",
+            )
+        else:
+            _add_check_options(sub)
+    label = actions.add_parser("label", help="CheXpert's 14 findings of reports, by rules")
+    label.add_argument("reports", help=".csv, .tsv or .jsonl with an id and a text column")
+    label.add_argument("--out", default="", help="table of labels to write, .csv")
+    label.add_argument("--gold", default="", help="table of true labels: print the agreement")
+    label.add_argument("--id-column", default="", help="default: image_id, study_id, uid ...")
+    label.add_argument("--text-column", default="", help="default: text, report, or the sections")
+    label.set_defaults(run=_data_label)
+
+
+def _add_check_options(check: argparse.ArgumentParser) -> None:
+    check.add_argument("--out", default="", metavar="FILE.json", help="the findings, in full")
+    check.add_argument(
+        "--sheet", default="", metavar="FILE.png", help="page with random examples of each split"
+    )
+    check.add_argument("--seed", type=int, default=0, help="of the choice for --sheet")
+    check.add_argument(
+        "--captions",
+        choices=("id", "label", "text"),
+        default="id",
+        help="below the images of --sheet: id alone, also labels, or also the text",
+    )
 
 
 def _add_model_verbs(verbs: argparse._SubParsersAction) -> None:
@@ -203,7 +252,12 @@ def _eval(args: argparse.Namespace) -> int:
     _start_devices()
     names = tuple(filter(None, args.tasks.split(",")))
     results = runs.run_evaluation(
-        args.workdir, split=args.split, dataset=args.dataset, tasks=names, step=args.step
+        args.workdir,
+        split=args.split,
+        dataset=args.dataset,
+        tasks=names,
+        prompts=args.prompts,
+        step=args.step,
     )
     print(evaluate.table(results))
     return 0
@@ -234,7 +288,12 @@ def _data_build(args: argparse.Namespace) -> int:
             raise UserError(f"--option {item}: expected KEY=VALUE")
         options[key] = value
     path = build.build_dataset(
-        args.name, args.data_dir or None, manual_dir=args.manual_dir or None, options=options
+        args.name,
+        args.data_dir or None,
+        manual_dir=args.manual_dir or None,
+        options=options,
+        beam=args.beam,
+        beam_options=args.beam_option,
     )
     print(f"built {path}")
     return 0
@@ -243,9 +302,32 @@ def _data_build(args: argparse.Namespace) -> int:
 def _data_check(args: argparse.Namespace) -> int:
     from medvlp_jax.data import check
 
+    if args.sheet:
+        from medvlp_jax.data import sample_sheet
+
+        sources = check.open_splits(args.name, args.data_dir or None)
+        sample_sheet.write_sheet(args.sheet, sources, seed=args.seed, captions=args.captions)
+        print(f"wrote {args.sheet}")
     report = check.check_dataset(args.name, args.data_dir or None)
     print(report)
+    if args.out:
+        check.write_json(report, args.out)
+        print(f"wrote {args.out}")
     return 0 if report.ok else 1
+
+
+def _data_label(args: argparse.Namespace) -> int:
+    from medvlp_jax.data import label_table
+
+    if not (args.out or args.gold):
+        raise UserError("data label: give --out labels.csv, or --gold G to measure, or both")
+    columns = dict(id_column=args.id_column, text_column=args.text_column)
+    if args.out:
+        count = label_table.label_file(args.reports, args.out, **columns)
+        print(f"wrote {args.out}: {count} reports")
+    if args.gold:
+        print(label_table.agreement_table(label_table.measure(args.reports, args.gold, **columns)))
+    return 0
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -287,6 +369,22 @@ def _embed(args: argparse.Namespace) -> int:
     np.savez(args.out, image_embed=embeddings, file_name=names)
     print(f"wrote {args.out}: {embeddings.shape[0]} x {embeddings.shape[1]}")
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import importlib
+
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / "benchmarks").is_dir():
+        raise UserError("benchmarks/ is not installed: run `./run.sh bench` in a checkout")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    names = sorted(
+        f.stem for f in (root / "benchmarks").glob("*.py") if "def main(" in f.read_text()
+    )
+    if args.name not in names:
+        raise UserError(f"benchmark {args.name!r} is unknown; there are {', '.join(names)}")
+    return importlib.import_module(f"benchmarks.{args.name}").main(args.arguments) or 0
 
 
 def _configs(args: argparse.Namespace) -> int:

@@ -115,12 +115,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def build_model(config: Config, *, vocab_size: int) -> VisionLanguageModel:
+def build_model(
+    config: Config, *, vocab_size: int, eos_token_id: int | None = None
+) -> VisionLanguageModel:
     """The model of `config.model`.
 
     Args:
         config: full config.
         vocab_size: number of tokens of the tokenizer; the embedding table must hold them all.
+        eos_token_id: the token that closes a text, where CLIP's text tower reads it.
 
     Raises:
         UserError: unknown part, variant or key; a tokenizer larger than the embedding table.
@@ -128,6 +131,7 @@ def build_model(config: Config, *, vocab_size: int) -> VisionLanguageModel:
     injected = {
         "dtype": jnp.dtype(config.model.get("dtype", "float32")),
         "vocab_size": vocab_size,
+        "eos_token_id": eos_token_id,
         "image_size": config.data.image.size,
         "in_channels": config.data.image.channels,
     }
@@ -215,7 +219,9 @@ def build_system(config: Config, tokenizer: Any) -> System:
     Raises:
         UserError: see `build_model`; no objective; unknown objective or key.
     """
-    model = build_model(config, vocab_size=text.vocab_size(tokenizer))
+    model = build_model(
+        config, vocab_size=text.vocab_size(tokenizer), eos_token_id=tokenizer.sep_token_id
+    )
     injected = {
         "vocab_size": text.vocab_size(tokenizer),
         "mask_id": tokenizer.mask_token_id,

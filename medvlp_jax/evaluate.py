@@ -19,6 +19,7 @@ from medvlp_jax.data import pipeline
 from medvlp_jax.data.options import data_options
 from medvlp_jax.predictor import Predictor, extract
 from medvlp_jax.report import plots
+from medvlp_jax.tasks.access import RunAccess
 from medvlp_jax.tasks.base import EvalData, Metric, Task, TaskResult
 
 _VERSIONS = ("jax", "flax", "optax", "numpy", "scikit-learn")
@@ -52,6 +53,7 @@ def evaluate(
     *,
     split: str,
     tokenizer: Any,
+    cache: pathlib.Path | None = None,
 ) -> Results:
     """Encodes a split once and runs every task on the embeddings.
 
@@ -61,6 +63,7 @@ def evaluate(
         tasks: from `build.build_tasks`.
         split: split name.
         tokenizer: the model's.
+        cache: folder for image features of this and other splits, see `tasks.access`; None = none.
 
     Raises:
         UserError: dataset or split missing; a task without prompts for a label.
@@ -75,7 +78,10 @@ def evaluate(
     )
     arrays = extract(predictor, batches)
     data = EvalData.from_arrays(
-        arrays, label_names=batches.label_names, dataset=config.data.dataset
+        arrays,
+        label_names=batches.label_names,
+        dataset=config.data.dataset,
+        access=RunAccess(predictor, options, tokenizer, split=split, cache=cache),
     )
     found = {
         key: task(data, predictor.encode_text, predictor.logit_scale) for key, task in tasks.items()
@@ -154,12 +160,16 @@ def table(results: Results, *, brief: bool = False) -> str:
         if not brief
         or any(word in key for word in ("macro_auroc", "/auroc_", "recall_at", "accuracy"))
     }
+    skipped = [
+        f"{key} skipped: {result.artefacts['skipped']}"
+        for key, result in results.tasks.items()
+        if "skipped" in result.artefacts
+    ]
     if not shown:
-        reasons = [str(r.artefacts["skipped"]) for r in results.tasks.values() if r.artefacts]
-        return "no metrics" + (": " + "; ".join(reasons) if reasons else "")
+        return "\n".join(["no metrics", *skipped])
     width = max(len(key) for key in shown)
     lines = [f"{results.dataset} {results.split}"]
     for key, metric in shown.items():
         interval = f"[{metric.low:.3f}, {metric.high:.3f}]" if math.isfinite(metric.low) else ""
         lines.append(f"{key:<{width}}  {metric.value:>8.3f}  {interval:<16} n={metric.n}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *skipped])

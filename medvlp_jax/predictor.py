@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -107,16 +108,24 @@ class Predictor:
         def text_side(variables: Any, batch: Batch) -> Any:
             return self._system.apply(variables, batch, method="encode_text")
 
+        # The ids travel along: whatever order the mesh gives the rows, they stay together.
         def both(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-            # The ids travel along: whatever order the mesh gives the rows, they stay together.
             return {
                 "image_embed": image_side(variables, batch)["image_embed"],
                 "text_embed": text_side(variables, batch)["text_embed"],
                 **{key: batch[key] for key in _ROW_KEYS},
             }
 
-        def patches(variables: Any, batch: Batch, phrase: jax.Array) -> jax.Array:
-            return _cosine_map(image_side(variables, batch), phrase)
+        def features(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+            outputs = image_side(variables, batch)
+            return {
+                "image_embed": outputs["image_embed"],
+                "image_pooled": outputs["image_pooled"].astype(jnp.float32),
+                **{key: batch[key] for key in _ROW_KEYS},
+            }
+
+        def patches(variables: Any, batch: Batch) -> jax.Array:
+            return _cosine_map(image_side(variables, batch), batch["phrase"])
 
         def phrase(variables: Any, batch: Batch) -> jax.Array:
             return _phrase_vector(text_side(variables, batch))
@@ -127,6 +136,7 @@ class Predictor:
         self._image_fn = compiled(lambda v, b: image_side(v, b)["image_embed"])
         self._text_fn = compiled(lambda v, b: text_side(v, b)["text_embed"])
         self._both_fn = compiled(both)
+        self._features_fn = compiled(features)
         self._patch_fn = compiled(patches)
         self._phrase_fn = compiled(phrase)
 
@@ -170,9 +180,32 @@ class Predictor:
         Returns:
             `image_embed`, `text_embed` and the ids and labels, for the rows of all processes.
         """
-        keys = ("image", "input_ids", "attention_mask", "word_ids", *_ROW_KEYS)
-        placed = put_batch({key: batch[key] for key in keys}, self.mesh)
-        return {k: np.asarray(v) for k, v in self._both_fn(self._variables, placed).items()}
+        return self._rows(
+            batch, ("image", "input_ids", "attention_mask", "word_ids"), self._both_fn
+        )
+
+    def encode_features(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Encodes the images of a batch of the data pipeline (this process's rows); texts are not read.
+
+        Returns:
+            `image_embed` [n, D], `image_pooled` [n, Di] float32 (what the projection reads) and the ids and
+            labels, for the rows of all processes.
+        """
+        return self._rows(batch, ("image",), self._features_fn)
+
+    def _rows(
+        self, batch: Batch, inputs: Sequence[str], call: Callable[..., Any]
+    ) -> dict[str, np.ndarray]:
+        placed = put_batch({key: batch[key] for key in (*inputs, *_ROW_KEYS)}, self.mesh)
+        return {k: np.asarray(v) for k, v in call(self._variables, placed).items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all parameters and statistics: equal for equal models, on whatever devices."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._variables):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -247,7 +280,7 @@ class Predictor:
             raise UserError(f"prompts of {label!r} lack a list {side!r} with at least one text")
         return mean_embed(self.encode_text(list(texts)))
 
-    def ground(self, images: np.ndarray, phrase: str) -> np.ndarray:
+    def ground(self, images: np.ndarray, phrase: str | Sequence[str]) -> np.ndarray:
         """Where a phrase is in the images: cosine of each patch with the phrase.
 
         The phrase is the mean of its projected tokens where the model projects tokens of both sides
@@ -255,20 +288,24 @@ class Predictor:
 
         Args:
             images: uint8 [n, H, W, C].
-            phrase: e.g. `"right pleural effusion"`.
+            phrase: e.g. `"right pleural effusion"`, or one for each of the n images.
 
         Returns:
             float32 [n, h, w], h x w patches (or grid cells) from top left.
 
         Raises:
-            UserError: the model has no projection of image tokens.
+            UserError: the model has no projection of image tokens; not one phrase per image.
         """
         images = self._checked(images)
-        tokens = text.encode(self._tokenizer, [phrase] * self.batch_size, self._max_length)
-        placed = jax.device_put(tokens, replicated(self.mesh))
-        vector = self._phrase_fn(self._variables, placed)[0]
+        phrases = [phrase] * len(images) if isinstance(phrase, str) else list(phrase)
+        if len(phrases) != len(images):
+            raise UserError(f"ground got {len(images)} images but {len(phrases)} phrases")
+        number = {text: row for row, text in enumerate(dict.fromkeys(phrases))}
+        tokens = text.encode(self._tokenizer, list(number), self._max_length)
+        vectors = self._in_batches(tokens, lambda batch: self._phrase_fn(self._variables, batch))
         maps = self._in_batches(
-            {"image": images}, lambda batch: self._patch_fn(self._variables, batch, vector)
+            {"image": images, "phrase": vectors[[number[phrase] for phrase in phrases]]},
+            lambda batch: self._patch_fn(self._variables, batch),
         )
         side = math.isqrt(maps.shape[1])
         if side * side != maps.shape[1]:
@@ -276,12 +313,15 @@ class Predictor:
         return maps.reshape(-1, side, side)
 
 
-def extract(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+def extract(
+    predictor: Predictor, batches: Iterable[Batch], *, images_only: bool = False
+) -> dict[str, np.ndarray]:
     """Embeds a split, every example exactly once.
 
     Args:
         predictor: on a mesh over all processes when there are several.
         batches: this process's batches from `data.pipeline.eval_batches`; the same number on each process.
+        images_only: `encode_features` instead of both sides: image_pooled takes the place of text_embed.
 
     Returns:
         The arrays of `tasks.base.EvalData` for the whole split, on every process: image_embed and
@@ -291,7 +331,8 @@ def extract(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndar
     Raises:
         UserError: no batch at all.
     """
-    parts = [predictor.encode_batch(batch) for batch in batches]
+    encode = predictor.encode_features if images_only else predictor.encode_batch
+    parts = [encode(batch) for batch in batches]
     if not parts:
         raise UserError("the split holds no examples: choose another split or rebuild the dataset")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -371,6 +412,7 @@ def _phrase_vector(outputs: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _cosine_map(outputs: Mapping[str, jax.Array], phrase: jax.Array) -> jax.Array:
+    """Cosines [B, N] of the image tokens with one phrase [B, D] per image."""
     if "image_token_embed" not in outputs:
         raise UserError(
             "grounding needs projected image tokens, and this model has none: train it with "
@@ -382,8 +424,9 @@ def _cosine_map(outputs: Mapping[str, jax.Array], phrase: jax.Array) -> jax.Arra
             f"image tokens are projected to {tokens.shape[-1]} features, the phrase to "
             f"{phrase.shape[-1]}: set model.text_token_projection to the same number"
         )
-    norms = jnp.linalg.norm(tokens, axis=-1) * jnp.linalg.norm(phrase)
-    return (tokens @ phrase.astype(jnp.float32)) / jnp.maximum(norms, 1e-12)
+    phrase = phrase.astype(jnp.float32)
+    norms = jnp.linalg.norm(tokens, axis=-1) * jnp.linalg.norm(phrase, axis=-1)[:, None]
+    return jnp.einsum("bnd,bd->bn", tokens, phrase) / jnp.maximum(norms, 1e-12)
 
 
 def _on_mesh(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -339,9 +339,10 @@ def evaluate_split(
     dataset: str = "",
     tasks: tuple[str, ...] = (),
     prompts: str = "",
+    cache: pathlib.Path | None = None,
 ) -> evaluate.Results:
     """Runs the config's (or the named) tasks on one split of the config's (or another) dataset, if wanted
-    with other prompts (a style or file of `data.prompt_sets`)."""
+    with other prompts (a style or file of `data.prompt_sets`) and a folder that keeps image features."""
     config = run.config.copy_and_resolve_references()
     if dataset:
         config.data.dataset = dataset
@@ -354,6 +355,7 @@ def evaluate_split(
         chosen,
         split=split,
         tokenizer=run.tokenizer,
+        cache=cache,
     )
 
 
@@ -427,7 +429,13 @@ def run_evaluation(
     split = split or run.config.eval.split
     predictor = make_predictor(run, variables(state, averaged=True))
     results = evaluate_split(
-        run, predictor, split=split, dataset=dataset, tasks=tasks, prompts=prompts
+        run,
+        predictor,
+        split=split,
+        dataset=dataset,
+        tasks=tasks,
+        prompts=prompts,
+        cache=pathlib.Path(workdir) / "features",
     )
     if is_main_process():
         folder = evaluate.results_folder(workdir, results.dataset, split)

@@ -24,7 +24,7 @@ image_2             as `image`           another random view of it, in training 
 prior_image         [B,H,W,C]            image of the patient's study before, else zeros (`image.prior`)
 prior_mask          [B] float32          1 where there is a prior image
 image_present       [B,n] float32        1 where the row's study has an n-th image (`image.per_study=n`)
-sentence_ids        [B,L] int32          sentence of each token, -1 for special and padding (`text.sentence_ids`)
+sentence_ids        [B,L] int32          sentence of each token, -1 where `word_ids` is (`text.sentence_ids`)
 input_ids_2         [B,L] int32          the row's second text, in training, with `attention_mask_2` and
                                          `word_ids_2` (`text.second`)
 text_present        [B,n] float32        1 where the row has an n-th text (`text.per_image=n`)

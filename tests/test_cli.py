@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -94,10 +96,36 @@ def test_a_whole_run_from_the_command_line(root, tmp_path, capsys, monkeypatch) 
     assert code == 0
     assert "recall_at_1" in out
     assert "zero_shot" not in out
+    code, _, _ = run(
+        capsys,
+        "eval",
+        "--workdir",
+        work,
+        "--tasks",
+        "zero_shot",
+        "--prompts",
+        "gloria",
+    )
+    assert code == 0
+    results = json.loads(next((tmp_path / "w").glob("eval/*/results.json")).read_text())
+    assert len(results["tasks"]["zero_shot"]["prompts"]["Edema"]["positive"]) == 5
+    code, _, err = run(
+        capsys,
+        "eval",
+        "--workdir",
+        work,
+        "--tasks",
+        "retrieval",
+        "--prompts",
+        "gloria",
+    )
+    assert code == 2
+    assert "need a zero-shot task" in err
     for options, file in (
         (("--to", "jax"), "encode_text.stablehlo"),
-        (("--to", "torch"), "medvlp_torch.py"),
+        (("--to", "torch"), "medvlp_torch/model.py"),
         (("--part", "image"), "preprocessor_config.json"),
+        (("--to", "timm"), "config.json"),
     ):
         target = tmp_path / options[1]
         code, out, _ = run(capsys, "export", "--workdir", work, *options, str(target))

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -18,11 +19,13 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from medvlp_jax.data.contrast import EQUALISE, Equalise
 from medvlp_jax.data.images import ImageError
 from medvlp_jax.data.spec import DatasetSpec
+from medvlp_jax.data.split_lists import split_hash, write_split_lists
 from medvlp_jax.errors import UserError
+from tfds_builders.downloads import Download, fetch
 from tfds_builders.official_layout import require_images
-from tfds_builders.patient_splits import split_hash
 from tfds_builders.stored_images import RejectedFiles, load_ahead, read_image, stored_bytes
 
 UNKNOWN = -2
@@ -37,18 +40,23 @@ class ManualConfig(tfds.core.BuilderConfig):
         folder: absolute path of the official files.
         size: shorter side of the stored images in pixels; 0 keeps the original size.
         quality: JPEG quality of the stored images; 0 stores PNG.
+        equalise: contrast of the stored images: "none", "histogram" (as MIMIC-CXR-JPG) or "clahe".
         max_rejected: share of undecodable images over which the build stops.
         missing_images: "refuse", or "skip" builds what has been downloaded.
         workers: threads that decode images; 0 = one per core.
     """
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"missing_images": ("refuse", "skip")}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "missing_images": ("refuse", "skip"),
+        "equalise": EQUALISE,
+    }
     VARIANTS: ClassVar[dict[str, dict[str, str]]] = {}
     """Config name -> options it stands for, e.g. one per published split."""
 
     folder: str = ""
     size: int = 256
     quality: int = 95
+    equalise: Equalise = "none"
     max_rejected: float = 0.01
     missing_images: str = "refuse"
     workers: int = 0
@@ -164,6 +172,8 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Attributes:
         SPEC: what is known about the dataset.
         CONFIG: class of its options.
+        DOWNLOADS: its public files, where no account is needed.
+        SPLITS: version of the rule that puts examples into splits; raised when the rule changes.
     """
 
     code_path = None  # no checksums of downloads to look for
@@ -171,11 +181,60 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
     SPEC: ClassVar[DatasetSpec]
     CONFIG: ClassVar[type[ManualConfig]] = ManualConfig
+    DOWNLOADS: ClassVar[tuple[Download, ...]] = ()
+    SPLITS: ClassVar[str] = "1"
 
     def __init__(self, *, config: ManualConfig, data_dir: str | os.PathLike[str], **kwargs: Any):
         """Args: config from `parse_config`, data directory, and what TFDS takes besides."""
         self._settings = config
+        self._beam = False
         super().__init__(config=config, data_dir=data_dir, **kwargs)
+        self._own = frozenset(vars(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: the arguments, and what `read_corpus` has kept on the instance."""
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            # What the class has too is a cached property of TFDS, which each process makes for itself.
+            if name not in self._own and name != "_own" and not hasattr(type(self), name)
+        }
+        return {**super().__getstate__(), "kept": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        vars(self).update(state["kept"])
+
+    def use_beam(self, runner: str, options: Sequence[str]) -> tuple[Any, Any]:
+        """Lets the next build make its examples in an Apache Beam pipeline.
+
+        Args:
+            runner: e.g. `"DirectRunner"`.
+            options: `KEY=VALUE` texts of the runner.
+
+        Returns:
+            Beam's `PipelineRunner` and `PipelineOptions`.
+
+        Raises:
+            UserError: Beam is not installed, or see `beam_examples.make_runner`.
+        """
+        try:
+            from tfds_builders.beam_examples import make_runner
+        except ModuleNotFoundError as error:
+            raise UserError("--beam needs Apache Beam: pip install -e '.[beam]'") from error
+        self._beam = True
+        return make_runner(runner, options)
+
+    @classmethod
+    def downloads(cls, settings: ManualConfig) -> tuple[Download, ...]:
+        """The public files a build with these settings needs; empty where they cannot be fetched."""
+        del settings
+        return cls.DOWNLOADS
+
+    def fetch(self) -> None:
+        """Fetches the public files into the folder of the settings; see `downloads.fetch`."""
+        wanted = self.downloads(self._settings)
+        fetch(wanted, pathlib.Path(self._settings.folder), access=self.SPEC.access)
 
     @classmethod
     def make_config(
@@ -224,7 +283,10 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ImageError: a file cannot be decoded.
         """
         image = self.read_pixels(folder, record)
-        stored = stored_bytes(image, size=self._settings.size, quality=self._settings.quality)
+        settings = self._settings
+        stored = stored_bytes(
+            image, size=settings.size, quality=settings.quality, contrast=settings.equalise
+        )
         return {"image": io.BytesIO(stored)}, (image.shape[0], image.shape[1])
 
     def complete(self, record: Record, height: int, width: int) -> dict[str, Any]:
@@ -283,6 +345,7 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 "patients": {split: len(found) for split, found in subjects.items()},
                 "rows_without_patient": sum(not record.subject_id for record in records),
                 "split_hash": split_hash((r.split, r.key) for r in records),
+                "split_version": self.SPLITS,
                 "expected_counts": dict(corpus.expected),
                 "tables_hash": self._tables_hash(),
                 "options": self._recorded_options(),
@@ -291,11 +354,30 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 "patient_hint": corpus.patient_hint,
             }
         )
-        return {
-            split: self._generate_examples(folder, [r for r in records if r.split == split])
+        ids = [(r.split, r.key) for r in records]
+        write_split_lists(pathlib.Path(self.data_path), ids, version=self.SPLITS)
+        by_split = {
+            split: [r for r in records if r.split == split]
             for split in self.SPEC.splits
             if split in subjects
         }
+        if not self._beam:
+            return {s: self._generate_examples(found) for s, found in by_split.items()}
+        from tfds_builders import beam_examples
+
+        work = pathlib.Path(self.data_path) / beam_examples.WORK
+        return beam_examples.split_examples(self, by_split, work)
+
+    def _process_pipeline_result(self, pipeline_result: Any) -> None:
+        """Counts what a Beam pipeline rejected, and removes its working files."""
+        del pipeline_result
+        from tfds_builders import beam_examples
+
+        work = pathlib.Path(self.data_path) / beam_examples.WORK
+        for split in self.SPEC.splits:
+            for key, image, reason in beam_examples.read_rejected(work / split):
+                self._reject(key, image, reason)
+        shutil.rmtree(work)
 
     def _present(self, folder: pathlib.Path, corpus: Corpus) -> tuple[list[Record], int]:
         """Records whose image is there, and how many are not."""
@@ -311,19 +393,22 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
         return present, len(corpus.records) - len(present)
 
-    def _generate_examples(
-        self, folder: pathlib.Path, records: list[Record]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for record, example in load_ahead(records, self._loader(folder), self._settings.workers):
+    def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for record, example in load_ahead(records, self.loader(), self._settings.workers):
             try:
                 yield record.key, example.result()
             except ImageError as error:
-                self._rejected.add(record.key, record.image, str(error))
-                assert self.info.metadata is not None
-                self.info.metadata["dropped"]["rejected"] += 1
+                self._reject(record.key, record.image, str(error))
 
-    def _loader(self, folder: pathlib.Path) -> Callable[[Record], dict[str, Any]]:
-        """Function that turns a record into an example."""
+    def _reject(self, key: str, image: str, reason: str) -> None:
+        """Notes an example that is left out."""
+        self._rejected.add(key, image, reason)
+        assert self.info.metadata is not None
+        self.info.metadata["dropped"]["rejected"] += 1
+
+    def loader(self) -> Callable[[Record], dict[str, Any]]:
+        """Function that turns a record into an example; it raises `ImageError` for a damaged one."""
+        folder = pathlib.Path(self._settings.folder)
         extra = self.extra_features()
         blank: dict[str, Any] = {
             name: [] for name, f in extra.items() if isinstance(f, tfds.features.Sequence)
@@ -347,8 +432,12 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         return load
 
-    def difference_to_built(self) -> str | None:
-        """What differs between this build and the one that is already on the disk; None = nothing."""
+    def difference_to_built(self, *, tables: bool = True) -> str | None:
+        """What differs between this build and the one that is already on the disk; None = nothing.
+
+        Args:
+            tables: whether the official tables are compared; if not, they need not be there.
+        """
         built = self.info.metadata or {}
         old = built.get("options", {})
         now = json.loads(json.dumps(self._recorded_options()))
@@ -357,7 +446,7 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         ]
         if changed:
             return f"options differ: {', '.join(changed)}"
-        if built.get("tables_hash") != self._tables_hash():
+        if tables and built.get("tables_hash") != self._tables_hash():
             return "its tables have changed, or it was built from another folder"
         return None
 

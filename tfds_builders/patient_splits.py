@@ -1,9 +1,9 @@
-"""Splits by patient: the same everywhere, and a hash by which two builds can be compared."""
+"""Splits by patient: the same everywhere."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,9 +38,3 @@ def hash_splits(
     edges = np.round(np.cumsum(fractions) * len(ordered)).astype(int)
     placed = np.searchsorted(edges[:-1], np.arange(len(ordered)), side="right")
     return {patient: splits[int(k)] for patient, k in zip(ordered, placed, strict=True)}
-
-
-def split_hash(pairs: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over the sorted (split, image) pairs: equal hashes mean equal splits."""
-    lines = sorted(f"{split}\t{image}" for split, image in pairs)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

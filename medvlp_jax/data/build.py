@@ -7,9 +7,10 @@ import io
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -26,47 +27,57 @@ def build_dataset(
     *,
     manual_dir: str | os.PathLike[str] | None = None,
     options: Mapping[str, str] | None = None,
+    beam: str = "",
+    beam_options: Sequence[str] = (),
 ) -> pathlib.Path:
     """Builds a dataset as array_record files and prints what came out.
 
-    A build that was stopped left nothing but a temporary folder, which the next build removes. A dataset
-    that is already there is left alone.
+    A stopped build leaves a temporary folder, which the next one removes. A built dataset is left alone.
 
     Args:
         name: `name` or `name/config`.
         data_dir: None = `TFDS_DATA_DIR`, else `./data`.
-        manual_dir: the user's files, where the dataset needs them.
+        manual_dir: the user's files, where the dataset needs them. None fetches public ones into
+            `downloads/NAME` of the data directory.
         options: options of the builder.
+        beam: runner of Apache Beam, e.g. `"DirectRunner"`; "" uses threads of this process.
+        beam_options: `KEY=VALUE` texts of the runner.
 
     Returns:
         The folder of the built version.
 
     Raises:
-        UserError: unknown dataset or option, wrong or missing manual_dir, too many unusable files, disk
-            full, another build running, or the same name already built from other files or options.
+        UserError: unknown dataset or option, wrong or missing manual_dir, failed fetch, too many unusable
+            files, disk full, another build running, or the same name built from other files or options.
     """
     spec = load_spec(name)
     root = data_root(data_dir)
+    options = dict(options or {})
+    if spec.needs_manual_dir and "/" in name:
+        options.setdefault("name", name.partition("/")[2])
+    fetched = spec.needs_manual_dir and manual_dir is None
+    files = _download_folder(spec, root, options) if fetched else manual_dir
     with _quiet_tfds():
-        builder = _make_builder(spec, name, root, manual_dir, dict(options or {}))
+        builder = _make_builder(spec, name, root, files, options)
+    config = _beam_config(spec, builder, beam, beam_options)
     folder = pathlib.Path(builder.data_path)
     try:
-        with _only_build_of(folder):
+        with _locked(folder.parent / ".building", f"another process is building {folder}"):
             if folder.is_dir():
-                _require_unchanged(builder, name, folder)
+                # Files that were fetched may have been deleted after the build.
+                _require_unchanged(builder, name, folder, **({"tables": False} if fetched else {}))
                 print(f"already built: {folder} (delete it to build again)")
             else:
-                _remove_leftovers(folder)
-                print(f"building {folder}", flush=True)
-                try:
-                    with _quiet_tfds(), spilling_without_tensorflow():
-                        builder.download_and_prepare(file_format="array_record")
-                finally:
-                    _remove_leftovers(folder)
-    except OSError as error:
+                if fetched:
+                    _fetch(builder)
+                _prepare(builder, folder, config)
+    except (OSError, RuntimeError) as error:
+        reason = _disk_error(error)
+        if reason is None:
+            raise
         raise UserError(
-            f"{name} could not be written to {root}: {error.strerror or error}; free some space or give "
-            "--data-dir another disk. Nothing half-built was kept"
+            f"{name} could not be written to {root}: {reason}; free some space or give --data-dir "
+            "another disk. Nothing half-built was kept"
         ) from error
     print(_summary(spec, builder.info))
     return folder
@@ -89,37 +100,97 @@ def _quiet_tfds() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_build_of(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a lock on the dataset, because a second build would remove the first one's files. The
-    operating system releases it when the process ends in any way.
+def _locked(lock: pathlib.Path, busy: str) -> Iterator[None]:
+    """Holds a lock, because a second build would remove the first one's files. The operating system
+    releases it when the process ends in any way.
 
     Raises:
-        UserError: another process is building the same dataset.
+        UserError: another process holds it; the message begins with `busy`.
     """
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows: no lock
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / ".building").open("w") as file:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is building {folder}; wait until it has finished"
-            ) from None
+            raise UserError(f"{busy}; wait until it has finished") from None
         yield
 
 
-def _require_unchanged(builder: Any, name: str, folder: pathlib.Path) -> None:
-    """Stops when the dataset on the disk is not what this build would give.
+def _disk_error(error: Exception) -> str | None:
+    """What the disk has against it; None if it is another error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # array_record's writer, and Beam around it, give the system's message inside their own.
+    found = re.search(r"\b(?:open|write|fsync|close)\(\) failed: ([^;\n]+)", str(error))
+    return found[1] if found else None
+
+
+def _prepare(builder: Any, folder: pathlib.Path, config: Any) -> None:
+    """Builds the dataset."""
+    _remove_leftovers(folder)
+    print(f"building {folder}", flush=True)
+    try:
+        with _quiet_tfds(), spilling_without_tensorflow():
+            builder.download_and_prepare(file_format="array_record", download_config=config)
+    finally:
+        _remove_leftovers(folder)
+
+
+def _download_folder(
+    spec: DatasetSpec, root: pathlib.Path, options: Mapping[str, str]
+) -> pathlib.Path:
+    """Where the public files of a dataset go.
+
+    Raises:
+        UserError: it has none.
+    """
+    cls = spec.builder_class()
+    folder = root / "downloads" / spec.name
+    if hasattr(cls, "downloads") and cls.downloads(cls.make_config(folder, options)):
+        return folder
+    raise UserError(
+        f"dataset {spec.name} needs your files: give --manual-dir FOLDER. {spec.access}. "
+        f"The folder must hold {spec.layout}"
+    )
+
+
+def _fetch(builder: Any) -> None:
+    """Fetches the public files; two configs of a dataset, which share them, do not do so at once."""
+    folder = pathlib.Path(builder.builder_config.folder)
+    lock = folder.with_name(f".{folder.name}.fetching")
+    with _locked(lock, f"another process is fetching {folder}"):
+        builder.fetch()
+
+
+def _beam_config(spec: DatasetSpec, builder: Any, runner: str, options: Sequence[str]) -> Any:
+    """TFDS's settings for a runner; None for a build in this process.
+
+    Raises:
+        UserError: options without a runner, a dataset that Beam cannot build, or see `use_beam`.
+    """
+    if not runner:
+        if options:
+            raise UserError("--beam-option needs --beam RUNNER")
+        return None
+    if not hasattr(builder, "use_beam"):
+        raise UserError(f"dataset {spec.name} is not built with Beam; leave --beam out")
+    made, settings = builder.use_beam(runner, options)
+    return tfds.download.DownloadConfig(beam_runner=made, beam_options=settings)
+
+
+def _require_unchanged(builder: Any, name: str, folder: pathlib.Path, **how: bool) -> None:
+    """Stops when the dataset on the disk is not what this build would give; `how` as `difference_to_built`.
 
     Raises:
         UserError: the user's table or the options have changed.
     """
     compare = getattr(builder, "difference_to_built", None)
-    difference = compare() if compare else None
+    difference = compare(**how) if compare else None
     if difference:
         raise UserError(
             f"{name} is already built in {folder}, but {difference}. Delete that folder to build it "
@@ -136,13 +207,6 @@ def _make_builder(
 ) -> Any:
     cls = spec.builder_class()
     if spec.needs_manual_dir:
-        if manual_dir is None:
-            raise UserError(
-                f"dataset {spec.name} needs your files: give --manual-dir FOLDER. {spec.access}. "
-                f"The folder must hold {spec.layout}"
-            )
-        if "/" in name:
-            options.setdefault("name", name.partition("/")[2])
         return cls(config=cls.make_config(manual_dir, options), data_dir=root)
     if options:
         raise UserError(f"dataset {spec.name} takes no options, got {', '.join(options)}")

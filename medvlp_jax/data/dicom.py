@@ -10,6 +10,7 @@ import io
 import logging
 import threading
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import pydicom.multival
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from medvlp_jax.data.dicom_frames import decompress_frame
 from medvlp_jax.data.images import ImageError, scale_to_uint8, to_uint8
 
 # `warnings.catch_warnings` changes the filters of the whole process; two threads inside it at once would
@@ -88,7 +90,7 @@ def decode_dicom(
     Raises:
         ImageError: no pixel data, damaged, or a transfer syntax without a decoder.
     """
-    dataset = _read(data)
+    dataset = read_tags(data)
     try:
         return _pixels_to_uint8(dataset, max_pixels, frame)
     except ImageError:
@@ -106,7 +108,10 @@ def _pixels_to_uint8(
     if height * width > max_pixels:
         raise ImageError(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
     frames = max(1, int(dataset.get("NumberOfFrames") or 1))
-    pixels = pixel_array(dataset, index=frames // 2 if frame == "middle" else 0)
+    index = frames // 2 if frame == "middle" else 0
+    if decompress_frame(dataset, index):
+        index = 0
+    pixels = pixel_array(dataset, index=index)
     if pixels.ndim == 3 and pixels.shape[-1] not in (3, 4):
         pixels = pixels[0]
     kind = str(dataset.get("PhotometricInterpretation", "")).upper()
@@ -121,15 +126,25 @@ def _pixels_to_uint8(
     return 255 - grey if kind == "MONOCHROME1" or inverse else grey
 
 
-def _read(data: bytes) -> pydicom.Dataset:
-    """Reads the tags about pixels, and no others."""
+def read_tags(data: bytes, more: Sequence[Any] = ()) -> pydicom.Dataset:
+    """Reads the tags about pixels, and no others.
+
+    Args:
+        data: file content, with or without the file meta header.
+        more: names of further tags.
+
+    Raises:
+        ImageError: damaged, or without pixel data.
+    """
     # pydicom logs a traceback per plugin that fails; the reason is in our error.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         with _QUIET, warnings.catch_warnings():
             # Files break the standard in many harmless ways; what matters shows when pixels decode.
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_PIXEL_TAGS)
+            dataset = pydicom.dcmread(
+                io.BytesIO(data), force=True, specific_tags=[*_PIXEL_TAGS, *more]
+            )
     except Exception as error:  # damaged files raise many kinds, whose messages may quote any tag
         raise ImageError(f"damaged DICOM: {type(error).__name__} while reading its tags") from error
     if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
@@ -160,13 +175,37 @@ def _windowed(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
         warnings.simplefilter("ignore")
         values = np.asarray(apply_modality_lut(pixels, dataset))
         if "VOILUTSequence" in dataset:
-            table = np.asarray(apply_voi(values, dataset))
-            shown = scale_to_uint8(table, float(table.min()), float(table.max()))
+            shown = _voi_table(values, dataset)
         else:
             shown = _window(values, dataset)
     if shown is None or shown.min() == shown.max():
-        return to_uint8(values)
+        return to_uint8(_without_padding(values, pixels, dataset))
     return shown[:, :, None]
+
+
+def _voi_table(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """PS3.3 C.11.2.1.1: looks the pixels up in the first table of the file, uint8 [H, W].
+
+    The range of the table's entries becomes 0 ... 255: the number of bits that the file gives for them is
+    often that of the word they are stored in.
+    """
+    whole = np.rint(values).astype(np.int64)  # a rescale slope makes floats
+    number, first, _ = dataset.VOILUTSequence[0].LUTDescriptor
+    last = first + (number or 65_536) - 1
+    ends = np.asarray(apply_voi(np.arange(first, last + 1, dtype=np.int64), dataset))
+    shown = np.asarray(apply_voi(whole, dataset))
+    return scale_to_uint8(shown, float(ends.min()), float(ends.max()))
+
+
+def _without_padding(
+    values: np.ndarray, pixels: np.ndarray, dataset: pydicom.Dataset
+) -> np.ndarray:
+    """NaN where the scanner saw nothing, so that percentiles are those of the image alone."""
+    padding = dataset.get("PixelPaddingValue")
+    outside = pixels == padding if isinstance(padding, int) else np.zeros(pixels.shape, bool)
+    if not outside.any() or outside.all():
+        return values
+    return np.where(outside, np.nan, values)
 
 
 def _window(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:

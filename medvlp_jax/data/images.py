@@ -17,6 +17,7 @@ MIN_SIDE = 16
 
 _GREY_TOLERANCE = 3
 _PERCENTILES = (0.1, 99.9)
+_TIFF_PHOTOMETRIC = 262
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
@@ -25,19 +26,22 @@ class ImageError(Exception):
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, frame: Literal["first", "middle"] = "middle"
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    frame: Literal["first", "middle"] = "middle",
 ) -> np.ndarray:
     """Decodes PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM content; the file's name plays no role.
 
     Transparent pixels are composited on black, the background of radiographs. The EXIF orientation is
     applied. More than 8 bits are scaled to 8 between robust percentiles (DICOM: by its own window).
     Colour images whose channels agree become grey. Animated GIFs and multi-page TIFFs give their first
-    frame.
+    frame; later pages are often thumbnails.
 
     Args:
         data: file content.
         max_pixels: larger images are refused before they are decoded.
-        frame: which frame of a multi-frame DICOM.
+        frame: which frame of a multi-frame DICOM; "middle" is number n // 2 of 0 ... n - 1.
 
     Returns:
         uint8 [H, W, 1] (grey) or [H, W, 3] (RGB).
@@ -46,6 +50,8 @@ def decode_image(
         ImageError: with the reason.
     """
     _refuse_non_images(data)
+    if data[:1] in (b" ", b"\0") and data[1:3] == b"\x08\x00" and is_dicom(data[1:]):
+        data = data[1:]  # a padding byte that was left when somebody cut off the header
     if is_dicom(data):
         from medvlp_jax.data.dicom import decode_dicom  # loads pydicom only when there is a DICOM
 
@@ -81,7 +87,10 @@ def _refuse_non_images(data: bytes) -> None:
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         raise ImageError("HTML or XML page saved as an image: download the file again")
     if _is_nifti(data):
-        raise ImageError("NIfTI volume: export the slices you need as PNG")
+        raise ImageError(
+            "NIfTI volume: export the slices you need as PNG, or build whole volumes with the dataset "
+            "volume_folder"
+        )
     if data[:4] == b"PK\x03\x04":
         raise ImageError("ZIP archive, not an image: unpack it")
 
@@ -107,8 +116,11 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > max_pixels:
             raise ImageError(_too_large(image.width, image.height, max_pixels))
+        if _is_deep_colour_png(data):
+            return _decode_with_opencv(data, max_pixels)  # Pillow would cut off the lower 8 bits
         image.load()
-        return _pillow_to_array(ImageOps.exif_transpose(image))
+        array = _pillow_to_array(ImageOps.exif_transpose(image))
+        return 255 - array if _is_white_zero(image) else array
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"too large: more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
@@ -120,6 +132,17 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
         if "truncated" in str(error) or isinstance(error, EOFError):
             raise ImageError(f"truncated file: {error}") from error
         raise ImageError(f"damaged or unsupported image: {error}") from error
+
+
+def _is_deep_colour_png(data: bytes) -> bool:
+    """A PNG of 16 bits with colour or transparency."""
+    return data[:4] == b"\x89PNG" and data[24:25] == b"\x10" and data[25:26] != b"\0"
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """A TIFF in which 0 is white, as film digitisers write; Pillow minds that up to 8 bits only."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode in _16_BIT_MODES and tags.get(_TIFF_PHOTOMETRIC) == 0
 
 
 def _too_large(width: int, height: int, max_pixels: int) -> str:
@@ -136,6 +159,8 @@ def _decode_with_opencv(data: bytes, max_pixels: int) -> np.ndarray:
     if image.shape[0] * image.shape[1] > max_pixels:
         raise ImageError(_too_large(image.shape[1], image.shape[0], max_pixels))
     if image.ndim == 3:
+        if image.shape[2] == 4 and image.dtype == np.uint16:
+            image = image[:, :, :3] * (image[:, :, 3:] / np.float32(65_535))
         image = image[:, :, 2::-1]
     return to_uint8(image)
 
@@ -221,18 +246,31 @@ def resize_for_storage(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode_for_storage(
-    image: np.ndarray, image_format: Literal["jpeg", "png"] = "jpeg", quality: int = 95
+    image: np.ndarray,
+    image_format: Literal["jpeg", "png", "plain_png"] = "jpeg",
+    quality: int = 95,
 ) -> bytes:
     """File content of an image as datasets store it.
 
+    Grey radiographs of 256 x 256 pixels: JPEG 95 has 16 kB and decodes in 170 us, PNG 28 kB and 610 us, PNG
+    without compression 66 kB and 55 us.
+
     Args:
         image: uint8 [H, W, 1] or RGB [H, W, 3].
-        image_format: PNG is lossless and about five times larger.
+        image_format: PNG is lossless; "plain_png" is PNG without filters and compression.
         quality: of JPEG.
     """
     if image.shape[2] == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    if image_format == "png":
+    if image_format == "plain_png":
+        plain = [
+            cv2.IMWRITE_PNG_COMPRESSION,
+            0,
+            cv2.IMWRITE_PNG_FILTER,
+            cv2.IMWRITE_PNG_FILTER_NONE,
+        ]
+        written, data = cv2.imencode(".png", image, plain)
+    elif image_format == "png":
         written, data = cv2.imencode(".png", image)
     else:
         written, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])

@@ -11,8 +11,9 @@ from medvlp_jax.errors import UserError
 
 Crop = Literal["none", "random", "random_resized"]
 Fit = Literal["crop", "pad"]
-Sample = Literal["report", "findings", "impression", "section", "sentence", "sentences"]
+Sample = Literal["report", "findings", "impression", "section", "sentence", "sentences", "shuffle"]
 Pairing = Literal["paired", "unpaired"]
+Distinct = Literal["none", "patient", "text", "patient_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,12 @@ class ImageOptions:
         std: likewise; the divisor.
         fit: without a random crop: `"crop"` cuts the centre square, `"pad"` keeps the whole image.
         augment: random changes in training.
+        views: 2 = a second random view of every training image (`image_2`).
+        per_study: n > 1 = a row is a study with up to n of its images (`image` [B,n,H,W,C],
+            `image_present`), frontal ones first; more than n: a random choice of n in training.
+        prior: add the frontal image of the patient's study before (`prior_image`, `prior_mask`).
+        frames: D > 0 = `image` [B,D,H,W,C], D slices of a volume or frames of a clip at equal
+            distances, with a random offset in training; the dataset stores `slices`.
     """
 
     size: int = 224
@@ -67,6 +74,10 @@ class ImageOptions:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     fit: Fit = "crop"
     augment: AugmentOptions = dataclasses.field(default_factory=AugmentOptions)
+    views: int = 1
+    per_study: int = 1
+    prior: bool = False
+    frames: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +90,17 @@ class TextOptions:
         max_length: L.
         lowercase: normalisation of a trained tokenizer.
         sample: the text of a training row: the whole report, one section (`"findings"`,
-            `"impression"`, or `"section"`: a random one of the two), a random sentence (ConVIRT), or
-            `"sentences"`: a random non-empty subset of the sentences, in order (small corpora).
-            A row that lacks the section gives its report. Evaluation reads the whole report instead
-            of a random part.
+            `"impression"`, or `"section"`: a random one of the two), a random sentence (ConVIRT),
+            `"sentences"`: a random non-empty subset of the sentences, in order (small corpora), or
+            `"shuffle"`: all sentences in random order. A row that lacks the section gives its report.
+            Evaluation reads the whole report instead of a random part.
         clean: remove de-identification masks and normalise (`clean_text`).
+        per_image: n > 1 = up to n different texts per training row (`input_ids` [B,n,L] ...,
+            `text_present`): n sentences, the sections in order, or n random texts of the kind `sample` says.
+        second: table of second texts (`second_text.load_second_texts`), e.g. back-translations, for
+            training: `input_ids_2`, `attention_mask_2`, `word_ids_2`. A row without one repeats its
+            (first) text.
+        sentence_ids: add `sentence_ids`, the sentence of each token.
     """
 
     tokenizer: str | None = None
@@ -92,6 +109,9 @@ class TextOptions:
     lowercase: bool = True
     sample: Sample = "report"
     clean: bool = True
+    per_image: int = 1
+    second: str | None = None
+    sentence_ids: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +130,11 @@ class DataOptions:
             independently shuffled stream (MedCLIP).
         text_dataset: unpaired only: dataset of the text stream; None = `dataset`.
         label_balance: draw training examples so that each label is about equally frequent.
+        distinct: no two rows of a training batch are of one patient (`"patient"`), have equal texts
+            (`"text"`; equal reports where `text.sample` is random), or either (`"patient_text"`).
+        mixture: dataset -> weight: train on several datasets, each with its share of every batch
+            (rounded to whole rows), labels joined by name; None = `dataset` alone. Evaluation
+            during training is on `dataset`.
         workers: processes that prepare batches; 0 = threads of this process.
         threads: threads when `workers` is 0; 0 = prepare batches in the training thread.
         prefetch: batches prepared ahead.
@@ -126,6 +151,8 @@ class DataOptions:
     pairing: Pairing = "paired"
     text_dataset: str | None = None
     label_balance: bool = False
+    distinct: Distinct = "none"
+    mixture: dict[str, float] | None = None
     workers: int = 0
     threads: int = 2
     prefetch: int = 4
@@ -134,6 +161,7 @@ class DataOptions:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.pairing": get_args(Pairing),
+    "data.distinct": get_args(Distinct),
     "data.image.fit": get_args(Fit),
     "data.image.augment.crop": get_args(Crop),
     "data.text.sample": get_args(Sample),
@@ -169,6 +197,8 @@ def _build(kind: type[Any], config: Mapping[str, Any], path: str) -> Any:
             raise UserError(f"config key {path}.{key} is unknown; {hint}")
         if key in _GROUPS:
             value = _build(_GROUPS[key], value or {}, f"{path}.{key}")
+        elif key == "mixture" and value is not None:
+            value = _weights(value, f"{path}.{key}")
         elif isinstance(value, list):
             value = tuple(value)
         choices = _CHOICES.get(f"{path}.{key}")
@@ -178,6 +208,18 @@ def _build(kind: type[Any], config: Mapping[str, Any], path: str) -> Any:
             )
         values[key] = value
     return kind(**values)
+
+
+def _weights(value: Any, key: str) -> dict[str, float]:
+    """Dataset -> weight, checked."""
+    weights = dict(value) if hasattr(value, "keys") else {}  # a ConfigDict is no Mapping
+    numbers = [w for w in weights.values() if isinstance(w, int | float) and w > 0]
+    if not weights or len(numbers) < len(weights):
+        raise UserError(
+            f"config key {key}: expected a dict of datasets and positive weights such as "
+            f'{{"mimic_cxr": 0.7, "openi": 0.3}}, got {value!r}'
+        )
+    return {name: float(weight) for name, weight in weights.items()}
 
 
 def _check_ranges(options: DataOptions) -> None:
@@ -196,6 +238,20 @@ def _check_ranges(options: DataOptions) -> None:
         (len(image.std) in (1, image.channels), "data.image.std", "one value per channel, or one"),
         (all(s > 0 for s in image.std), "data.image.std", "positive values"),
         (text.max_length >= 3, "data.text.max_length", "at least 3 (special tokens included)"),
+        (text.per_image >= 1, "data.text.per_image", "at least 1"),
+        (image.views in (1, 2), "data.image.views", "1 or 2"),
+        (image.per_study >= 1, "data.image.per_study", "at least 1"),
+        (image.frames >= 0, "data.image.frames", "0 (still images) or a number of slices"),
+        (
+            image.per_study == 1 or not image.frames,
+            "data.image.per_study",
+            "1 together with data.image.frames",
+        ),
+        (
+            not image.prior or (image.per_study == 1 and not image.frames),
+            "data.image.prior",
+            "False together with data.image.per_study > 1 or data.image.frames",
+        ),
         (options.workers >= 0, "data.workers", "0 (threads) or a number of processes"),
         (options.threads >= 0, "data.threads", "0 or more"),
         (options.prefetch >= 1, "data.prefetch", "at least 1 batch"),

@@ -6,41 +6,147 @@ import hashlib
 import html
 import re
 import unicodedata
+from collections.abc import Iterable
 
 SECTION_HEADERS = {
-    "findings": ("findings", "finding", "findings and impression", "report", "narrative"),
+    "findings": (
+        "findings",
+        "finding",
+        "finding(s)",
+        "findings and impression",
+        "findings and impressions",
+        "findings & impression",
+        "findings/impression",
+        "findings/ impression",
+        "findings / impression",
+        "impression and findings",
+        "technique and findings",
+        "reference findings",
+        "report",
+        "narrative",
+        "findins",
+        "findngs",
+        "finidngs",
+        "findnings",
+    ),
     "impression": (
         "impression",
         "impressions",
+        "impression(s)",
         "conclusion",
         "conclusions",
+        "conclusion(s)",
         "opinion",
         "summary",
         "final impression",
+        "impression and recommendation",
+        "impression and recommendations",
+        "impression/recommendation",
+        "impression/recommendations",
+        "impresion",
+        "impresson",
+        "imression",
+        "imperssion",
+        "impession",
+        "imprssion",
     ),
     "indication": (
         "indication",
         "indications",
+        "indication(s)",
         "history",
         "clinical history",
+        "patient history",
         "clinical information",
         "clinical indication",
+        "clinical data",
+        "clinical statement",
+        "clinical question",
+        "chief complaint",
+        "history and indication",
+        "indication/history",
+        "history/indication",
         "reason for exam",
+        "reason for the exam",
+        "reason for this exam",
         "reason for examination",
+        "reason for the examination",
+        "reason for this examination",
         "reason for study",
+        "idication",
     ),
-    "comparison": ("comparison", "comparisons", "comparison study", "prior studies"),
-    "technique": ("technique", "procedure", "technique and findings"),
-    "examination": ("examination", "exam", "study", "final report", "type of examination"),
-    "recommendation": ("recommendation", "recommendations", "notification", "notifications"),
+    "comparison": (
+        "comparison",
+        "comparisons",
+        "comparison(s)",
+        "comparison study",
+        "comparison studies",
+        "comparison exam",
+        "comparison film",
+        "comparison films",
+        "reference exam",
+        "prior study",
+        "prior studies",
+        "prior exams",
+        "recent prior study",
+        "comparision",
+        "comparisions",
+        "comparsion",
+        "comparrison",
+    ),
+    "technique": ("technique", "techniques", "procedure", "number of views"),
+    "examination": (
+        "examination",
+        "exam",
+        "study",
+        "final report",
+        "type of examination",
+        "type of exam",
+        "exam type",
+        "exam date",
+        "date",
+        "date of exam",
+    ),
+    "recommendation": (
+        "recommendation",
+        "recommendations",
+        "recommendation(s)",
+        "notification",
+        "notifications",
+        "notification(s)",
+    ),
+    "wet_read": ("wet read", "wetread", "wet reading", "preliminary report", "preliminary read"),
+    "addendum": ("addendum", "addenda"),
+    "comment": ("comment", "comments", "note"),
 }
-"""Section name -> header words that open it, in lower case."""
+"""Section name -> header words that open it, in lower case (with spellings that MIMIC-CXR is known for)."""
+
+DESCRIPTIVE_SECTIONS = ("findings", "impression", "wet_read", "addendum", "comment", "other")
+"""Sections that describe the image; the others say what was asked, done or told to whom."""
 
 _SECTION_OF = {word: name for name, words in SECTION_HEADERS.items() for word in words}
-_WORDS = "|".join(sorted((re.escape(w) for w in _SECTION_OF), key=len, reverse=True))
+_CAPITALS = [word.upper() for word in _SECTION_OF]
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """Pattern of fixed phrases, the longest first."""
+    return "|".join(sorted((re.escape(w) for w in words), key=len, reverse=True))
+
+
 # A header is a known phrase with a colon: in capitals anywhere ("... effusion. IMPRESSION: normal"), in
-# other case only at the start of a line or sentence, so that "no new findings: ..." is not one.
-_HEADER = re.compile(rf"(?:(?:^|\n|[.!?]\s)\s*(?i:({_WORDS}))|\b({_WORDS.upper()}))\s*:[ \t]*")
+# other letters only at the start of a line or sentence, so that "no new findings: ..." is not one; or a
+# phrase in capitals alone on its line.
+_HEADER = re.compile(
+    rf"(?:(?:^|\n|[.!?]\s)\s*(?i:({_any_of(_SECTION_OF)}))|\b({_any_of(_CAPITALS)}))\s*:[ \t]*"
+    rf"|(?:^|\n)[ \t]*({_any_of(_CAPITALS)})[ \t]*(?=\n)"
+)
+# "PORTABLE CHEST, TWO VIEWS: The lungs ..." stands for findings where no header says so; so do the organs
+# of a list. Within findings such words are no headers.
+_VIEW_HEADER = re.compile(
+    r"(?:^|\n)[ \t]*(?=[^:\n]*\b(?:CHEST|PORTABLE|FRONTAL|LATERAL|LAT|PA|AP|UPRIGHT|VIEWS?|RADIOGRAPHS?|"
+    r"X-?RAYS?|RIBS|LUNGS?|HEART|CARDIAC|PLEURA|MEDIASTINUM|BONES|TUBES)\b)"
+    r"[A-Z][A-Z0-9 ()/,&.'-]{2,80}:[ \t]*"
+)
 
 # Four capitals are a mask even within a word: Open-i has "XXXXPM" and "comparisXXXX".
 _MASK = re.compile(r"-?(?:\[\*\*.*?\*\*\]|X{4,}|(?<![A-Za-z])(?:XXX|x{4,})(?![A-Za-z])|_{2,})-?")
@@ -58,6 +164,7 @@ _LIST_INLINE = re.compile(
     r"(?:(?<=[^\d\s][.!?])\s+|(?<=[;:.])\s+(?=\d+[.)] [A-Z])|^\s*)"
     r"\(?\d{1,2}[.)](?:\s+(?=\S)|(?=[A-Z][a-z]))"
 )
+_EMPTY_LINE = re.compile(r"\n[ \t]*\n")
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*\s+")
 
 
@@ -100,20 +207,61 @@ def split_sections(report: str) -> dict[str, str]:
         Section name -> text, in the order of the report; text before the first header is `"other"`.
         Sections that occur twice are joined by a space. Without any header: an empty dict.
     """
-    matches = list(_HEADER.finditer(report))
-    if not matches:
-        return {}
     sections: dict[str, str] = {}
-    names = ["other", *(_SECTION_OF[(m.group(1) or m.group(2)).lower()] for m in matches)]
-    starts = [0, *(m.end() for m in matches)]
-    # The full stop that made the next header a sentence start belongs to the section before.
-    ends = [m.start() + (m.group()[0] in ".!?") for m in matches] + [len(report)]
-    pieces = [(n, report[a:b]) for n, a, b in zip(names, starts, ends, strict=True)]
-    for name, text in pieces:
+    for name, text in _section_pieces(report):
         text = " ".join(text.split())
         if text.strip(" .:_-"):
             sections[name] = f"{sections[name]} {text}" if name in sections else text
     return sections
+
+
+def _section_pieces(report: str) -> list[tuple[str, str]]:
+    """Name and raw text of each section in order, the first one `"other"`; empty without any header."""
+    headers = []
+    for match in _HEADER.finditer(report):
+        word = next(group for group in match.groups() if group)
+        # The full stop that made the next header a sentence start belongs to the section before.
+        start = match.start() + (match.group()[0] in ".!?")
+        headers.append((start, match.end(), _SECTION_OF[word.lower()]))
+    headers = _with_views(report, headers)
+    names = ["other", *(name for _, _, name in headers)]
+    starts = [0, *(end for _, end, _ in headers)]
+    ends = [*(start for start, _, _ in headers), len(report)]
+    pieces = [(n, report[a:b]) for n, a, b in zip(names, starts, ends, strict=True)]
+    return pieces if headers else []
+
+
+def _with_views(report: str, headers: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Adds headers that name views or organs, where they open a section."""
+    explicit = any(name == "findings" for _, _, name in headers)
+    found = []
+    for match in _VIEW_HEADER.finditer(report):
+        before = [name for start, _, name in [*headers, *found] if start <= match.start()]
+        taken = any(start < match.end() and match.start() < end for start, end, _ in headers)
+        inside = any(name in ("findings", "impression") for name in before)
+        if not (taken or inside):
+            name = "examination" if explicit else "findings"
+            found.append((match.start(), match.end(), name))
+    return sorted([*headers, *found])
+
+
+def descriptive_text(report: str) -> str:
+    """The parts of a report that describe the image, as paragraphs with their line breaks.
+
+    Without headers that is the whole report. Where the headers name neither findings nor an impression, the
+    paragraphs after the first one of the last section count, as in the section rules published with
+    MIMIC-CXR ("COMPARISON: None.", an empty line, and the report).
+
+    Args:
+        report: text with or without headers.
+    """
+    pieces = _section_pieces(report)
+    if not pieces:
+        return report
+    kept = [text.strip() for name, text in pieces if name in DESCRIPTIVE_SECTIONS]
+    if not any(name in DESCRIPTIVE_SECTIONS[:-1] for name, _ in pieces):
+        kept += [paragraph.strip() for paragraph in _EMPTY_LINE.split(pieces[-1][1])[1:]]
+    return "\n\n".join(text for text in kept if text)
 
 
 def split_sentences(text: str) -> list[str]:

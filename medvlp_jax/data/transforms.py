@@ -15,6 +15,9 @@ from medvlp_jax.data.options import AugmentOptions, ImageOptions
 from medvlp_jax.errors import UserError
 
 
+_AREA_FROM = 1.5
+
+
 def single_threaded_opencv() -> None:
     """Turns off OpenCV's own threads: batches are already prepared in parallel.
 
@@ -86,10 +89,12 @@ def _jpeg_shorter_side(data: bytes) -> int:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 [H, W, C]: area average when shrinking (no moire of ribs), else linear."""
+    """Resizes uint8 [H, W, C]: area average when shrinking by 1.5 or more (no moire of ribs), else linear,
+    which reads two pixels a side and so misses none, at a quarter of the time."""
     if image.shape[:2] == (height, width):
         return image
-    shrinks = height < image.shape[0] and width < image.shape[1]
+    down, across = image.shape[0] / height, image.shape[1] / width
+    shrinks = min(down, across) > 1 and max(down, across) >= _AREA_FROM
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=method)
     return resized if resized.ndim == 3 else resized[:, :, None]

@@ -94,7 +94,7 @@ def card_options(to: str, part: str, model: VisionLanguageModel) -> dict[str, An
     if part == "image" or part == "text":
         task = "image-feature-extraction" if part == "image" else "feature-extraction"
         return {
-            "usage": hf_tower.USAGE[part],
+            "usage": hf_tower.usage(model, part),
             "what": f"{part.capitalize()} encoder",
             "pipeline": task,
         }

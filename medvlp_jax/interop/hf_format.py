@@ -14,7 +14,7 @@ import numpy as np
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import exporting, keys
 from medvlp_jax.interop.exporting import ImageInput
-from medvlp_jax.models import bert, clip_text, convnext, resnet, vit
+from medvlp_jax.models import bert, clip_text, convnext, resnet, swin, vit
 
 _SIZES = ("width", "depth", "heads", "mlp_dim", "activation", "layer_norm_eps")
 _READ: dict[type, tuple[str, ...]] = {
@@ -39,6 +39,7 @@ _READ: dict[type, tuple[str, ...]] = {
         "batch_norm",
     ),
     resnet.Encoder: ("depths", "bottleneck", "stem_width", "token_layer"),
+    swin.Encoder: ("width", "depths", "heads", "window", "patch_size"),
     bert.Encoder: (
         *_SIZES,
         "vocab_size",
@@ -74,9 +75,13 @@ def image_problems(encoder: Any, image: ImageInput) -> list[str]:
     if isinstance(encoder, convnext.Encoder | resnet.Encoder):
         multiple = encoder.stride if isinstance(encoder, convnext.Encoder) else 1
         return exporting.unread(encoder, _READ[type(encoder)], key) + size_problems(image, multiple)
+    if isinstance(encoder, swin.Encoder):
+        unread = exporting.unread(encoder, _READ[swin.Encoder], key)
+        return unread + size_problems(image, encoder.patch_size)
     if not isinstance(encoder, vit.Encoder):
         return [
-            f"{key}.name={kind(encoder)!r}: only 'vit', 'convnext' and 'resnet' fit; --to jax takes any"
+            f"{key}.name={kind(encoder)!r}: only 'vit', 'convnext', 'resnet' and 'swin' fit; --to torch "
+            "takes any"
         ]
     problems = exporting.unread(encoder, _READ[vit.Encoder], key)
     if not encoder.class_token:
@@ -151,6 +156,8 @@ def image_tensors(
     """
     if isinstance(encoder, convnext.Encoder):
         return keys.to_torch(params, convnext.TORCH_RULES)
+    if isinstance(encoder, swin.Encoder):
+        return keys.to_torch(params, swin.TORCH_RULES)
     params = {name: value for name, value in params.items() if name != "attention_pool"}
     if isinstance(encoder, resnet.Encoder):
         tensors = keys.to_torch(params, resnet.TORCH_RULES)
@@ -210,11 +217,13 @@ def text_tensors(encoder: Any, params: Mapping[str, Any]) -> dict[str, np.ndarra
 
 
 def image_config(encoder: Any, image: ImageInput) -> dict[str, Any]:
-    """Fields of a ConvNextConfig, ResNetConfig, Dinov2Config, CLIPVisionConfig or ViTConfig."""
+    """Fields of a ConvNextConfig, ResNetConfig, SwinConfig, Dinov2Config, CLIPVisionConfig or ViTConfig."""
     if isinstance(encoder, convnext.Encoder):
         return _convnext_config(encoder, image)
     if isinstance(encoder, resnet.Encoder):
         return _resnet_config(encoder, image)
+    if isinstance(encoder, swin.Encoder):
+        return _swin_config(encoder, image)
     if encoder.layer_scale:
         return _dinov2_config(encoder, image)
     if encoder.pre_layernorm:
@@ -250,6 +259,21 @@ def _resnet_config(encoder: resnet.Encoder, image: ImageInput) -> dict[str, Any]
     }
 
 
+def _swin_config(encoder: swin.Encoder, image: ImageInput) -> dict[str, Any]:
+    return {
+        "model_type": "swin",
+        "embed_dim": encoder.width,
+        "depths": list(encoder.depths),
+        "num_heads": list(encoder.heads),
+        "window_size": encoder.window,
+        "mlp_ratio": 4.0,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "drop_path_rate": encoder.drop_path,
+        **grid(encoder, image),
+    }
+
+
 def sizes(encoder: Any) -> dict[str, Any]:
     """Fields that the configs of most transformers have."""
     return {
@@ -262,7 +286,9 @@ def sizes(encoder: Any) -> dict[str, Any]:
     }
 
 
-def grid(encoder: vit.Encoder | convnext.Encoder, image: ImageInput) -> dict[str, Any]:
+def grid(
+    encoder: vit.Encoder | convnext.Encoder | swin.Encoder, image: ImageInput
+) -> dict[str, Any]:
     """Fields of the configs of towers of patches that say how an image becomes patches."""
     return {
         "image_size": image.size,

@@ -1,6 +1,7 @@
 """SigLIP's two towers in the terms of transformers' SiglipModel: what fits, config, weights.
 
-Used by `interop.hf`. SiglipModel has no projections, and its logits are scale * cosine + bias.
+Used by `interop.hf` and, for one tower, by `interop.hf_tower`. SiglipModel has no projections, and its logits
+are scale * cosine + bias.
 """
 
 from __future__ import annotations
@@ -26,10 +27,17 @@ _TEXT = (*_SIZES, "vocab_size", "max_positions", "head_dim")
 
 def problems(model: VisionLanguageModel, image: ImageInput) -> list[str]:
     """What keeps a dual encoder with `siglip_text` from being a SiglipModel."""
-    return [*_image_problems(model.image_encoder, image), *_other_problems(model)]
+    return [*image_problems(model.image_encoder, image), *_other_problems(model)]
 
 
-def _image_problems(encoder: Any, image: ImageInput) -> list[str]:
+def is_tower(encoder: Any) -> bool:
+    """Whether an encoder by itself is a SiglipVisionModel or SiglipTextModel."""
+    pooled = isinstance(encoder, vit.Encoder) and encoder.pooling == "map"
+    return isinstance(encoder, siglip_text.Encoder) or (pooled and not encoder.class_token)
+
+
+def image_problems(encoder: Any, image: ImageInput) -> list[str]:
+    """What keeps an image tower from being a SiglipVisionModel."""
     key = "model.image_encoder"
     if not isinstance(encoder, vit.Encoder):
         return [
@@ -44,9 +52,14 @@ def _image_problems(encoder: Any, image: ImageInput) -> list[str]:
     return found + hf_format.size_problems(image, encoder.patch_size)
 
 
+def text_problems(encoder: siglip_text.Encoder) -> list[str]:
+    """What keeps a text tower from being a SiglipTextModel."""
+    return exporting.unread(encoder, _TEXT, "model.text_encoder")
+
+
 def _other_problems(model: VisionLanguageModel) -> list[str]:
     text: Any = model.text_encoder
-    found = exporting.unread(text, _TEXT, "model.text_encoder")
+    found = text_problems(text)
     if model.text_pooling != "encoder":
         found.append(f"model.text_pooling={model.text_pooling!r}: use 'encoder'")
     if model.fusion is not None:
@@ -67,18 +80,30 @@ def weights(
     model: VisionLanguageModel, params: Mapping[str, Any], image: ImageInput
 ) -> dict[str, np.ndarray]:
     """All tensors but the logit scale and bias; a fixed position table and zero bias are filled in."""
-    encoder: Any = model.image_encoder
-    vision = keys.to_torch(params["image_encoder"], vit.SIGLIP_TORCH_RULES)
+    vision = image_tensors(model.image_encoder, params["image_encoder"], image)
+    text = text_tensors(params["text_encoder"])
+    return {f"vision_model.{key}": value for key, value in vision.items()} | {
+        f"text_model.{key}": value for key, value in text.items()
+    }
+
+
+def image_tensors(
+    encoder: Any, params: Mapping[str, Any], image: ImageInput
+) -> dict[str, np.ndarray]:
+    """Tensors of the image tower, without prefix."""
+    vision = keys.to_torch(params, vit.SIGLIP_TORCH_RULES)
     if encoder.positions == "sincos":
         side = image.size // encoder.patch_size
         table = vit.sincos_2d(encoder.width, (side, side), cls=False).astype(np.float32)
         vision["embeddings.position_embedding.weight"] = table
     if not encoder.patch_bias:
         vision["embeddings.patch_embedding.bias"] = np.zeros(encoder.width, np.float32)
-    text = keys.to_torch(params["text_encoder"], siglip_text.TORCH_RULES)
-    return {f"vision_model.{key}": value for key, value in vision.items()} | {
-        f"text_model.{key}": value for key, value in text.items()
-    }
+    return vision
+
+
+def text_tensors(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors of the text tower, without prefix."""
+    return keys.to_torch(params, siglip_text.TORCH_RULES)
 
 
 def logits(logit_scale: float, logit_bias: float | None) -> dict[str, np.ndarray]:
@@ -91,27 +116,32 @@ def logits(logit_scale: float, logit_bias: float | None) -> dict[str, np.ndarray
 
 def config(model: VisionLanguageModel, image: ImageInput, tokenizer: Any) -> dict[str, Any]:
     """config.json of a SiglipModel."""
-    vision: Any = model.image_encoder
-    text: Any = model.text_encoder
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "exported_by": "medvlp_jax",
         "dtype": "float32",
-        "vision_config": {
-            **_sizes(vision, "siglip_vision_model"),
-            **hf_format.grid(vision, image),
-        },
-        "text_config": {
-            **_sizes(text, "siglip_text_model"),
-            "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.max_positions,
-            "projection_size": text.head_dim or text.width,
-            "bos_token_id": tokenizer.cls_token_id,
-            "eos_token_id": tokenizer.sep_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
+        "vision_config": image_config(model.image_encoder, image),
+        "text_config": text_config(model.text_encoder, tokenizer),
         "transformers_version": importlib.metadata.version("transformers"),
+    }
+
+
+def image_config(encoder: Any, image: ImageInput) -> dict[str, Any]:
+    """Fields of a SiglipVisionConfig."""
+    return {**_sizes(encoder, "siglip_vision_model"), **hf_format.grid(encoder, image)}
+
+
+def text_config(encoder: Any, tokenizer: Any) -> dict[str, Any]:
+    """Fields of a SiglipTextConfig."""
+    return {
+        **_sizes(encoder, "siglip_text_model"),
+        "vocab_size": encoder.vocab_size,
+        "max_position_embeddings": encoder.max_positions,
+        "projection_size": encoder.head_dim or encoder.width,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
 
 

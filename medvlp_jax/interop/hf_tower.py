@@ -18,9 +18,10 @@ import numpy as np
 import safetensors.numpy
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import exporting, hf_format
+from medvlp_jax.interop import exporting, hf_format, hf_siglip
 from medvlp_jax.interop.exporting import Exported, Trained, dump
-from medvlp_jax.models import bert, clip_text, vit
+from medvlp_jax.models import bert, clip_text, siglip_text, swin, vit
+from medvlp_jax.models.vision_language import VisionLanguageModel
 
 Part = Literal["image", "text"]
 
@@ -36,6 +37,9 @@ _ARCHITECTURES = {
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "convnext": "ConvNextModel",
     "resnet": "ResNetModel",
+    "swin": "SwinModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip_text_model": "SiglipTextModel",
     "bert": "BertModel",
     "roberta": "RobertaModel",
 }
@@ -67,13 +71,37 @@ with torch.inference_mode():
     print(model(**inputs).last_hidden_state.shape)
 ```""",
 }
+"""Part -> code of the model card."""
+
+SIGLIP_TEXT_USAGE = """\
+```python
+import torch
+from transformers import AutoTokenizer, SiglipTextModel
+
+folder = "."  # this folder
+model = SiglipTextModel.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+texts = ["No pleural effusion."]  # padded to the length of training, which the tower looks at
+inputs = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    print(model(**inputs).pooler_output.shape)
+```"""
+"""That of SigLIP's text tower, which AutoModel does not know."""
+
+
+def usage(model: VisionLanguageModel, part: Part) -> str:
+    """Code that loads a tower, for the model card."""
+    if part == "text" and isinstance(model.text_encoder, siglip_text.Encoder):
+        return SIGLIP_TEXT_USAGE
+    return USAGE[part]
 
 
 def export(trained: Trained, folder: str | os.PathLike[str], part: Part) -> Exported:
     """Writes config, weights, tokenizer or image processor, and model card of one tower.
 
     Args:
-        trained: its encoder of `part` is a `vit`, `convnext`, `resnet`, `bert` or `clip_text` encoder.
+        trained: its encoder of `part` is a `vit`, `convnext`, `resnet`, `swin`, `bert`, `clip_text` or
+            `siglip_text` encoder.
         folder: made; an earlier export there is replaced once the new one is verified.
         part: which tower.
 
@@ -108,14 +136,25 @@ def check(trained: Trained, part: Part) -> None:
     """Raises UserError listing what transformers has no class for."""
     if part not in ("image", "text"):
         raise UserError(f"part {part!r} is unknown: choose image or text")
-    if part == "image":
-        problems = hf_format.image_problems(trained.model.image_encoder, trained.image)
-    else:
-        problems = hf_format.text_problems(trained.model.text_encoder, trained.tokenizer)
-    if problems:
+    found = problems(trained, part)
+    if found:
         raise UserError(
-            f"the {part} tower does not fit a model of transformers:\n  " + "\n  ".join(problems)
+            f"the {part} tower does not fit a model of transformers:\n  " + "\n  ".join(found)
         )
+
+
+def problems(trained: Trained, part: Part) -> list[str]:
+    """What keeps a tower from being a model of transformers."""
+    encoder: Any = getattr(trained.model, f"{part}_encoder")
+    if encoder is None:
+        return [f"model.{part}_encoder is None: this model has no such tower"]
+    siglip = hf_siglip.is_tower(encoder)
+    if part == "image":
+        find = hf_siglip.image_problems if siglip else hf_format.image_problems
+        return find(encoder, trained.image)
+    if siglip:
+        return hf_siglip.text_problems(encoder)
+    return hf_format.text_problems(encoder, trained.tokenizer)
 
 
 def _notes(trained: Trained, part: Part) -> tuple[str, ...]:
@@ -134,7 +173,7 @@ def _pools_alike(encoder: Any) -> bool:
     """Whether the class of transformers pools as our encoder does."""
     if isinstance(encoder, bert.Encoder):
         return encoder.pooling == "pooler"
-    if isinstance(encoder, vit.Encoder):
+    if isinstance(encoder, vit.Encoder) and not hf_siglip.is_tower(encoder):
         plain = not encoder.pre_layernorm and not encoder.layer_scale
         return encoder.pooling == "cls" or (encoder.pooling == "pooler" and plain)
     return True
@@ -146,15 +185,25 @@ def _pools_alike(encoder: Any) -> bool:
 
 def _write(folder: pathlib.Path, trained: Trained, part: Part) -> None:
     encoder, params = getattr(trained.model, f"{part}_encoder"), trained.params[f"{part}_encoder"]
+    siglip = hf_siglip.is_tower(encoder)
     if part == "image":
-        stats = trained.batch_stats.get("image_encoder")
-        tensors = hf_format.image_tensors(encoder, params, trained.image, stats)
-        config = hf_format.image_config(encoder, trained.image)
+        if siglip:
+            tensors = hf_siglip.image_tensors(encoder, params, trained.image)
+            config = hf_siglip.image_config(encoder, trained.image)
+        else:
+            stats = trained.batch_stats.get("image_encoder")
+            tensors = hf_format.image_tensors(encoder, params, trained.image, stats)
+            config = hf_format.image_config(encoder, trained.image)
         dump(folder / "preprocessor_config.json", hf_format.image_processor(trained.image))
     else:
-        tensors = hf_format.text_tensors(encoder, params)
-        config = hf_format.text_config(encoder, trained.tokenizer)
+        form = hf_siglip if siglip else hf_format
+        config = form.text_config(encoder, trained.tokenizer)
         trained.tokenizer.save_pretrained(folder, trained.max_length)
+        if siglip:
+            tensors = hf_siglip.text_tensors(params)
+            hf_siglip.drop_mask(folder)
+        else:
+            tensors = hf_format.text_tensors(encoder, params)
     own = {
         "architectures": [_ARCHITECTURES[config["model_type"]]],
         "dtype": "float32",
@@ -178,9 +227,12 @@ def verify(folder: pathlib.Path, trained: Trained, part: Part) -> float:
         UserError: transformers finds tensors missing, left over or of another shape.
     """
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, SiglipTextModel
 
-    theirs = hf_format.load_strictly(AutoModel, folder)
+    encoder = getattr(trained.model, f"{part}_encoder")
+    # The one class here that AutoModel does not know.
+    siglip_words = isinstance(encoder, siglip_text.Encoder)
+    theirs = hf_format.load_strictly(SiglipTextModel if siglip_words else AutoModel, folder)
     batch = exporting.random_batch(trained, 2)
     ours = tower_outputs(trained, part, batch)
     with torch.inference_mode():
@@ -188,8 +240,8 @@ def verify(folder: pathlib.Path, trained: Trained, part: Part) -> float:
             out = theirs(pixel_values=torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy()))
         else:
             ids, mask = (torch.from_numpy(batch[k]) for k in ("input_ids", "attention_mask"))
-            out = theirs(input_ids=ids.long(), attention_mask=mask.long())
-    encoder = getattr(trained.model, f"{part}_encoder")
+            masks = {} if siglip_words else {"attention_mask": mask.long()}
+            out = theirs(input_ids=ids.long(), **masks)
     states, pooled = out.last_hidden_state.numpy(), out.pooler_output.numpy()
     if states.ndim == 4:  # a map [B, D, h, w], and ResNetModel's pooled output is one too
         states = states.reshape(*states.shape[:2], -1).swapaxes(1, 2)
@@ -219,12 +271,12 @@ def tower_outputs(
     with jax.default_matmul_precision("highest"):
         got: Any = encoder.apply(variables, *inputs)
     states = np.asarray(got["hidden"][-1])
-    if isinstance(encoder, vit.Encoder) and not encoder.pre_layernorm:
+    if hf_siglip.is_tower(encoder) or isinstance(encoder, clip_text.Encoder | swin.Encoder):
+        states = np.asarray(got["tokens"])
+    elif isinstance(encoder, vit.Encoder) and not encoder.pre_layernorm:
         # ViTModel normalises all tokens, CLIPVisionModel only the class token it pools.
         cls = np.asarray(got["cls"])[:, None]
         states = np.concatenate([cls, np.asarray(got["tokens"])], axis=1)
-    elif isinstance(encoder, clip_text.Encoder):
-        states = np.asarray(got["tokens"])
     elif states.ndim == 4:
         states = states.reshape(len(states), -1, states.shape[-1])
     return {"states": states, "pooled": np.asarray(got["pooled"])}

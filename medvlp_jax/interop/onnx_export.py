@@ -19,6 +19,7 @@ import numpy as np
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import exporting, torch_export
 from medvlp_jax.interop.exporting import Exported, Trained
+from medvlp_jax.models import frames, multi_image
 
 FORMAT = "medvlp_jax-onnx"
 """Entry `format` of the manifest."""
@@ -32,7 +33,12 @@ where that is above 1 (embeddings are unit vectors)."""
 
 _LIMIT = 1_500_000_000  # bytes of weights in one file; the format ends at 2 GiB
 _NEEDS = ("torch", "onnx", "onnxruntime", "onnxscript")
-_OUTPUTS = {"encode_image": "image_embed", "encode_text": "text_embed", "fuse": "fused_pooled"}
+
+_FURTHER = {
+    multi_image.Encoder: "encode_image_with_prior",
+    frames.Encoder: "encode_image_with_mask",
+}
+"""Encoder with optional inputs -> name of the graph that takes them."""
 
 USAGE = """\
 ```python
@@ -58,18 +64,22 @@ tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 tokenizer.enable_truncation(length)
 tokenizer.enable_padding(length=length, pad_id=manifest["text"]["pad_token_id"])
 rows = tokenizer.encode_batch(["There is a pleural effusion.", "No pleural effusion."])
-texts = run(
-    "encode_text",
-    input_ids=np.array([row.ids for row in rows], np.int64),
-    attention_mask=np.array([row.attention_mask for row in rows], np.int64),
+functions = manifest["functions"]
+inputs = {
+    "input_ids": np.array([row.ids for row in rows], np.int64),
+    "attention_mask": np.array([row.attention_mask for row in rows], np.int64),
     # The word each token belongs to, -1 for special tokens; only some models use it.
-    word_ids=np.array([[-1 if w is None else w for w in row.word_ids] for row in rows], np.int64),
-)
-side, channels = manifest["image"]["size"], manifest["image"]["channels"]
-pixels = np.zeros((1, channels, side, side), np.float32)  # normalised as manifest["image"] says
-logits = manifest["logit_scale"] * run("encode_image", pixels=pixels) @ texts.T
-scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
-print(scores / scores.sum(axis=-1, keepdims=True))
+    "word_ids": np.array([[-1 if w is None else w for w in row.word_ids] for row in rows], np.int64),
+}
+shape = functions["encode_image"]["inputs"][0]["shape"][1:]
+inputs["pixels"] = np.zeros((len(rows), *shape), np.float32)  # normalised as manifest["image"] says
+if "encode_text" in functions:  # how well each text fits each image
+    images, texts = run("encode_image", **inputs), run("encode_text", **inputs)
+    logits = manifest["logit_scale"] * images @ texts.T
+    scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    print(scores / scores.sum(axis=-1, keepdims=True))
+if "decode" in functions:  # the most likely token behind each token of a text
+    print(tokenizer.decode_batch(run("decode", **inputs).argmax(axis=-1).tolist()))
 ```"""
 
 
@@ -77,7 +87,8 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
     """Writes one graph per function, manifest, tokenizer and model card.
 
     Args:
-        trained: a model that fits `torch_export`; one with a fusion encoder gets a third graph, `fuse`.
+        trained: a model that fits `torch_export`. There are graphs for its methods `encode_image`,
+            `encode_text`, `fuse` and `decode`, see also `signatures`.
         folder: made; an earlier export there is replaced once the new one is verified.
 
     Raises:
@@ -110,6 +121,22 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
     )
 
 
+def signatures(trained: Trained) -> dict[str, tuple[str, ...]]:
+    """Name of each graph -> names of its inputs in order.
+
+    An encoder with optional inputs gets one graph without and one with them.
+    """
+    found = torch_export.methods(trained)
+    name = _FURTHER.get(type(trained.model.image_encoder))
+    if name is not None:
+        found[name] = (*found["encode_image"], *torch_export.further_inputs(trained))
+    return found
+
+
+def _full_batch(trained: Trained, rows: int) -> dict[str, np.ndarray]:
+    return {**exporting.random_batch(trained, rows), **torch_export.further(trained, rows)}
+
+
 def write_graphs(folder: pathlib.Path, trained: Trained) -> dict[str, Any]:
     """Traces every function of the PyTorch package; returns the manifest's `functions`."""
     import torch
@@ -117,40 +144,46 @@ def write_graphs(folder: pathlib.Path, trained: Trained) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         torch_export.write(pathlib.Path(name), trained)
         model = torch_export.load_package(pathlib.Path(name))
-    calls = {"encode_image": model.encode_image, "encode_text": model.encode_text}
-    if trained.model.fusion is not None:
-        calls["fuse"] = lambda *inputs: model.fuse(*inputs)["pooled"]
 
     class Call(torch.nn.Module):
         """One method as a module, which is what the tracer takes."""
 
-        def __init__(self, name: str):
+        def __init__(self, name: str, inputs: tuple[str, ...]):
             super().__init__()
-            self.model, self.name = model, name
+            self.model, self.inputs = model, inputs
+            self.method = name if hasattr(model, name) else "encode_image"
 
-        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            return calls[self.name](*inputs)
+        def forward(self, *values: torch.Tensor) -> torch.Tensor:
+            given = dict(zip(self.inputs, values, strict=True))
+            result = getattr(self.model, self.method)(**given)
+            return result["pooled"] if isinstance(result, dict) else result
 
     functions = {}
     # Two rows: a batch of one could be taken for a constant.
-    batch = torch_batch(exporting.random_batch(trained, 2))
-    for name in calls:
-        given = {key: batch[key] for key in inputs(trained, name)}
-        path = folder / f"{name}.onnx"
-        width = _trace(Call(name).eval(), given, path, _OUTPUTS[name])
+    batch = torch_export.torch_batch(trained, _full_batch(trained, 2))
+    for name, inputs in signatures(trained).items():
+        given = {key: batch[key] for key in inputs}
+        path, output = folder / f"{name}.onnx", _output(name)
+        shape = _trace(Call(name, inputs).eval(), given, path, output)
         functions[name] = {
             "file": path.name,
             "inputs": [
                 {"name": key, "shape": ["batch", *value.shape[1:]], "dtype": _dtype(value)}
                 for key, value in given.items()
             ],
-            "outputs": [{"name": _OUTPUTS[name], "shape": ["batch", width], "dtype": "float32"}],
+            "outputs": [{"name": output, "shape": ["batch", *shape], "dtype": "float32"}],
         }
     return functions
 
 
-def _trace(module: Any, given: Mapping[str, Any], path: pathlib.Path, output: str) -> int:
-    """Writes the graph of `module` with a free batch axis; returns the width of its output."""
+def _output(name: str) -> str:
+    return torch_export.OUTPUTS.get(name, torch_export.OUTPUTS["encode_image"])
+
+
+def _trace(
+    module: Any, given: Mapping[str, Any], path: pathlib.Path, output: str
+) -> tuple[int, ...]:
+    """Writes the graph of `module` with a free batch axis; returns the shape of an output's row."""
     import torch
 
     size = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -167,7 +200,7 @@ def _trace(module: Any, given: Mapping[str, Any], path: pathlib.Path, output: st
             external_data=size > _LIMIT,
             verbose=False,
         )
-        return int(module(*given.values()).shape[-1])
+        return tuple(module(*given.values()).shape[1:])
 
 
 @contextlib.contextmanager
@@ -184,25 +217,6 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def inputs(trained: Trained, name: str) -> tuple[str, ...]:
-    """Names of the inputs of a function, in order."""
-    text = ("input_ids", "attention_mask")
-    if name == "encode_image":
-        return ("pixels",)
-    if name == "fuse":
-        return ("pixels", *text)
-    return (*text, "word_ids") if trained.needs_words else text
-
-
-def torch_batch(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A batch of ours as the package takes it: `pixels` float32 [B, C, H, W], the others int64."""
-    import torch
-
-    pixels = torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy())
-    rest = {k: torch.from_numpy(v).long() for k, v in batch.items() if k != "image"}
-    return {"pixels": pixels, **rest}
-
-
 def _dtype(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.")
 
@@ -216,12 +230,16 @@ def verify(folder: pathlib.Path, trained: Trained, functions: Mapping[str, Any])
         session = onnxruntime.InferenceSession(
             folder / entry["file"], providers=["CPUExecutionProvider"]
         )
+        names = [x["name"] for x in entry["inputs"]]
         for rows in (1, 3):
-            batch = exporting.random_batch(trained, rows)
-            given = {k: v.numpy() for k, v in torch_batch(batch).items()}
-            got = session.run(None, {x["name"]: given[x["name"]] for x in entry["inputs"]})[0]
-            pairs[f"{name}, {rows} rows"] = (
-                exporting.outputs(trained, batch)[_OUTPUTS[name]],
-                got,
-            )
+            batch = _full_batch(trained, rows)
+            given = {k: v.numpy() for k, v in torch_export.torch_batch(trained, batch).items()}
+            got = np.asarray(session.run(None, {key: given[key] for key in names})[0])
+            if set(names).isdisjoint(torch_export.further_inputs(trained)):
+                batch = exporting.random_batch(trained, rows)
+            ours = exporting.outputs(trained, batch)[_output(name)]
+            if ours.ndim == 3:  # states at padding mean nothing
+                real = batch["attention_mask"] > 0
+                ours, got = ours[real], got[real]
+            pairs[f"{name}, {rows} rows"] = (ours, got)
     return exporting.largest_difference(pairs)

@@ -65,28 +65,42 @@ inputs = {
     # The word each token belongs to, -1 for special tokens; only some models ask for it.
     "word_ids": np.array([[-1 if w is None else w for w in row.word_ids] for row in rows], np.int32),
 }
-names = [entry["name"] for entry in manifest["functions"]["encode_text"]["inputs"]]
-texts = load("encode_text")(*[inputs[name] for name in names])
+functions = manifest["functions"]
+shape = functions["encode_image"]["inputs"][0]["shape"][1:]
+inputs["image"] = np.zeros((len(rows), *shape), np.float32)  # normalised as manifest["image"] says
 
-side, channels = manifest["image"]["size"], manifest["image"]["channels"]
-images = np.zeros((1, side, side, channels), np.float32)  # normalised as manifest["image"] says
-logits = manifest["logit_scale"] * load("encode_image")(images) @ texts.T
-print(jax.nn.softmax(logits, axis=-1))
+
+def run(name):
+    return load(name)(*[inputs[entry["name"]] for entry in functions[name]["inputs"]])
+
+
+if "encode_text" in functions:  # how well each text fits each image
+    logits = manifest["logit_scale"] * run("encode_image") @ run("encode_text").T
+    print(jax.nn.softmax(logits, axis=-1))
+if "decode" in functions:  # the most likely token behind each token of a text
+    print(tokenizer.decode_batch(run("decode").argmax(axis=-1).tolist()))
 ```"""
 
-_OUTPUTS = {"encode_image": "image_embed", "encode_text": "text_embed", "fuse": "fused_pooled"}
+_OUTPUTS = {
+    "encode_image": "image_embed",
+    "encode_text": "text_embed",
+    "fuse": "fused_pooled",
+    "decode": "decoder_logits",
+}
 _PARTS = {
     "encode_image": ("image_encoder", "image_projection"),
     "encode_text": ("text_encoder", "text_projection"),
     "fuse": ("image_encoder", "text_encoder", "fusion"),
+    "decode": ("image_encoder", "context_projection", "text_decoder"),
 }
+"""Program -> the parts of the model that it runs."""
 
 
 def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
     """Writes programs, weights, manifest, tokenizer and model card.
 
     Args:
-        trained: any dual encoder; one with a fusion encoder gets a third program, `fuse`.
+        trained: any model; see `names` for its programs.
         folder: made; an earlier export there is replaced once the new one is verified.
 
     Raises:
@@ -115,9 +129,13 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
 
 
 def names(trained: Trained) -> tuple[str, ...]:
-    """Programs of a model."""
-    fuse = () if trained.model.fusion is None else ("fuse",)
-    return ("encode_image", "encode_text", *fuse)
+    """Programs of a model: one for each encoder, and `fuse` and `decode` where it has these parts."""
+    last = {"encode_image": "image_encoder", "encode_text": "text_encoder", "fuse": "fusion"}
+    return tuple(
+        name
+        for name, part in {**last, "decode": "text_decoder"}.items()
+        if getattr(trained.model, part) is not None
+    )
 
 
 def flat_weights(trained: Trained) -> dict[str, np.ndarray]:
@@ -128,12 +146,12 @@ def flat_weights(trained: Trained) -> dict[str, np.ndarray]:
 
 def inputs(trained: Trained, name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name of each input of a program, in order -> (shape without the batch axis, dtype)."""
-    side, length = trained.image.size, trained.max_length
-    image = {"image": ((side, side, trained.image.channels), "float32")}
+    length = trained.max_length
+    image = {"image": (trained.image.shape, "float32")}
     text = {"input_ids": ((length,), "int32"), "attention_mask": ((length,), "int32")}
     if name == "encode_image":
         return image
-    if name == "fuse":
+    if name in ("fuse", "decode"):
         return {**image, **text}
     return {**text, "word_ids": ((length,), "int32")} if trained.needs_words else text
 
@@ -154,14 +172,14 @@ def _write_program(
         )
     file = f"{name}.stablehlo"
     (folder / file).write_bytes(program.serialize())
-    width = program.out_avals[0].shape[-1]
+    shape = [int(n) for n in program.out_avals[0].shape[1:]]
     return {
         "file": file,
         "inputs": [
             {"name": key, "shape": ["batch", *shape], "dtype": dtype}
             for key, (shape, dtype) in given.items()
         ],
-        "outputs": [{"name": _OUTPUTS[name], "shape": ["batch", width], "dtype": "float32"}],
+        "outputs": [{"name": _OUTPUTS[name], "shape": ["batch", *shape], "dtype": "float32"}],
         "weights": sorted(own),
     }
 
@@ -170,14 +188,16 @@ def _function(trained: Trained, name: str) -> Any:
     """The function that a program holds: (flat weights, inputs in order) -> one array."""
     model = portable(trained)
     order = tuple(inputs(trained, name))
-    if name == "fuse":
-        model = model.clone(image_projection=None, text_projection=None)
+    joint = name in ("fuse", "decode")
+    if joint:
+        others = {part for parts in _PARTS.values() for part in parts} - set(_PARTS[name])
+        model = model.clone(**dict.fromkeys(others))
 
     def call(weights: Mapping[str, jax.Array], *values: jax.Array) -> jax.Array:
         variables = keys.unflatten(weights)
         batch = dict(zip(order, values, strict=True))
-        # `__call__` encodes both sides and fuses them.
-        method = None if name == "fuse" else name
+        # `__call__` encodes both sides and joins them.
+        method = None if joint else name
         outputs: Any = model.apply(variables, batch, method=method)
         return outputs[_OUTPUTS[name]].astype(jnp.float32)
 
@@ -188,10 +208,10 @@ def portable(trained: Trained) -> Any:
     """The model with attention as plain matrix products: a fused kernel exists on one platform only."""
     model = exporting.float32(trained.model)
     changed = {}
-    for part in ("image_encoder", "text_encoder", "fusion"):
+    for part in ("image_encoder", "text_encoder", "fusion", "text_decoder"):
         module = getattr(model, part)
-        if hasattr(module, "attention"):
-            changed[part] = module.clone(attention="einsum")
+        if module is not None:
+            changed[part] = exporting.with_fields(module, attention="einsum")
     # Merged words matter for the embedding only where it is their mean.
     return model.clone(**changed, merge_words=trained.needs_words)
 
@@ -207,7 +227,11 @@ def verify(folder: pathlib.Path, trained: Trained, manifest: Mapping[str, Any]) 
             program = jax.export.deserialize(bytearray((folder / entry["file"]).read_bytes()))
             own = {key: weights[key] for key in entry["weights"]}
             got = program.call(own, *[batch[given["name"]] for given in entry["inputs"]])
-            pairs[f"{name}, {rows} rows"] = (expected[_OUTPUTS[name]], got)
+            ours = expected[_OUTPUTS[name]]
+            if ours.ndim == 3:  # states at padding mean nothing
+                real = batch["attention_mask"] > 0
+                ours, got = ours[real], got[real]
+            pairs[f"{name}, {rows} rows"] = (ours, got)
     return exporting.largest_difference(pairs)
 
 

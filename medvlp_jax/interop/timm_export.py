@@ -22,7 +22,7 @@ import safetensors.numpy
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import exporting, hf_format, hf_tower, keys, pretrained, timm_names
 from medvlp_jax.interop.exporting import Exported, ImageInput, Trained, dump
-from medvlp_jax.models import convnext, resnet, swin, vit
+from medvlp_jax.models import convnext, densenet, resnet, swin, vit
 
 TOLERANCE = 1e-4
 """As `hf_tower.TOLERANCE`."""
@@ -57,6 +57,7 @@ _READ: dict[type, tuple[str, ...]] = {
         *("hidden_sizes", "depths", "patch_size", "layer_scale", "layer_norm_eps", "batch_norm"),
     ),
     resnet.Encoder: ("depths", "bottleneck", "stem_width", "token_layer"),
+    densenet.Encoder: ("depths", "growth", "stem_width"),
 }
 """Encoder -> the fields that the functions here write down."""
 
@@ -66,6 +67,7 @@ _RULES: dict[type, Sequence[keys.Rule]] = {
     swin.Encoder: swin.ORIGINAL_RULES,
     convnext.Encoder: convnext.TIMM_RULES,
     resnet.Encoder: resnet.TORCHVISION_RULES,
+    densenet.Encoder: densenet.TORCH_RULES,
 }
 
 _LAYERS: dict[type, tuple[str, str]] = {
@@ -73,6 +75,7 @@ _LAYERS: dict[type, tuple[str, str]] = {
     swin.Encoder: ("patch_embed.proj", "head.fc"),
     convnext.Encoder: ("stem.0", "head.fc"),
     resnet.Encoder: ("conv1", "fc"),
+    densenet.Encoder: ("features.conv0", "classifier"),
 }
 """Encoder -> timm's names of the first convolution and of the classifier, which are part of a config."""
 
@@ -81,7 +84,7 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
     """Writes config, weights and model card of the image tower.
 
     Args:
-        trained: its image encoder is a `vit`, `swin`, `convnext` or `resnet` encoder.
+        trained: its image encoder is a `vit`, `swin`, `convnext`, `resnet` or `densenet` encoder.
         folder: made; an earlier export there is replaced once the new one is verified.
 
     Raises:
@@ -110,7 +113,7 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
             }
         )
         exporting.accept(difference, TOLERANCE, folder, "the form of timm")
-        if hf_format.image_problems(exact.model.image_encoder, exact.image):
+        if hf_tower.problems(exact, "image"):
             notes.append("not compared with PyTorch: --part image does not take this tower")
         elif importlib.util.find_spec("torch") is None:
             notes.append(hf_format.UNVERIFIED)
@@ -133,8 +136,8 @@ def check(trained: Trained) -> None:
     problems: list[str] = []
     if type(encoder) not in _READ:
         problems.append(
-            f"{key}.name={hf_format.kind(encoder)!r}: only 'vit', 'swin', 'convnext' and 'resnet' go; "
-            "--to jax takes any"
+            f"{key}.name={hf_format.kind(encoder)!r}: only 'vit', 'swin', 'convnext', 'resnet' and "
+            "'densenet' go; --to torch takes any"
         )
     else:
         problems += exporting.unread(encoder, _READ[type(encoder)], key)
@@ -147,7 +150,7 @@ def check(trained: Trained) -> None:
 def _multiple(encoder: Any) -> int:
     if isinstance(encoder, convnext.Encoder):
         return encoder.stride
-    return 1 if isinstance(encoder, resnet.Encoder) else encoder.patch_size
+    return getattr(encoder, "patch_size", 1)
 
 
 def _problems(encoder: Any, image: ImageInput) -> list[str]:
@@ -159,6 +162,10 @@ def _problems(encoder: Any, image: ImageInput) -> list[str]:
     if isinstance(encoder, resnet.Encoder):
         wrong = encoder.stem_width != 64
         return [f"stem_width={encoder.stem_width}: timm's stem has 64 channels"] if wrong else []
+    if isinstance(encoder, densenet.Encoder):
+        wrong = encoder.stem_width != 2 * encoder.growth
+        width = f"stem_width={encoder.stem_width}: timm's stem has {2 * encoder.growth} channels"
+        return [f"{width}, twice the growth"] if wrong else []
     problems = []
     if len(encoder.depths) != 4:
         problems.append(f"depths={encoder.depths}: timm's ConvNeXt has 4 stages")
@@ -282,8 +289,8 @@ def tensors(trained: Trained) -> dict[str, np.ndarray]:
     """Tensors with timm's names; `trained` is from `as_timm`."""
     encoder, params = trained.model.image_encoder, trained.params["image_encoder"]
     named = keys.to_torch(params, _RULES[type(encoder)])
-    if isinstance(encoder, resnet.Encoder):
-        running = keys.to_torch(trained.batch_stats["image_encoder"], resnet.TORCHVISION_RULES)
+    if "image_encoder" in trained.batch_stats:
+        running = keys.to_torch(trained.batch_stats["image_encoder"], _RULES[type(encoder)])
         means = [key.removesuffix("running_mean") for key in running if key.endswith("_mean")]
         named |= running | {f"{key}num_batches_tracked": np.asarray(0, np.int64) for key in means}
     if "register_tokens" in named:
@@ -330,6 +337,11 @@ def _width(encoder: Any) -> int:
         return encoder.width * 2 ** (len(encoder.depths) - 1)
     if isinstance(encoder, resnet.Encoder):
         return encoder.stem_width * 8 * (4 if encoder.bottleneck else 1)
+    if isinstance(encoder, densenet.Encoder):
+        width = encoder.stem_width
+        for depth in encoder.depths[:-1]:
+            width = (width + depth * encoder.growth) // 2
+        return width + encoder.depths[-1] * encoder.growth
     return encoder.width
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medvlp_jax.interop.exporting import ImageInput
-from medvlp_jax.models import convnext, resnet, swin, vit
+from medvlp_jax.models import convnext, densenet, resnet, swin, vit
 
 EPS = 1e-6  # of the LayerNorms of timm's ViT and ConvNeXt
 CLIP_EPS = 1e-5  # of its vit_*_clip_*, an option that no constructor argument sets
@@ -128,6 +128,10 @@ _RESNET = [
     _Architecture("resnet101", 224, {"layers": (3, 4, 23, 3)}),
     _Architecture("resnet152", 224, {"layers": (3, 8, 36, 3)}),
 ]
+_DENSENET = [
+    _Architecture("densenet121", 224, {"block_config": (6, 12, 24, 16)}),
+    _Architecture("densenet169", 224, {"block_config": (6, 12, 32, 32)}),
+]
 
 _DEFAULTS: dict[type, dict[str, Any]] = {
     vit.Encoder: {
@@ -146,6 +150,7 @@ _DEFAULTS: dict[type, dict[str, Any]] = {
     swin.Encoder: {"patch_size": 4, "window_size": 7},
     convnext.Encoder: {"patch_size": 4},
     resnet.Encoder: {},
+    densenet.Encoder: {"growth_rate": 32},
 }
 """Encoder -> arguments of timm's constructor where an architecture does not say otherwise."""
 
@@ -170,6 +175,8 @@ def _family(encoder: Any) -> list[_Architecture]:
         return _CONVNEXT
     if isinstance(encoder, resnet.Encoder):
         return _RESNET if encoder.bottleneck else _RESNET_BASIC
+    if isinstance(encoder, densenet.Encoder):
+        return _DENSENET
     if encoder.layer_norm_eps == CLIP_EPS:
         return _CLIP
     if encoder.pooling == "map":
@@ -209,6 +216,8 @@ def _arguments(encoder: Any, image: ImageInput) -> dict[str, Any]:
     if isinstance(encoder, convnext.Encoder):
         sizes = {"depths": tuple(encoder.depths), "dims": tuple(encoder.hidden_sizes)}
         return {**sizes, "patch_size": encoder.patch_size}
+    if isinstance(encoder, densenet.Encoder):
+        return {"block_config": tuple(encoder.depths), "growth_rate": encoder.growth}
     return {"layers": tuple(encoder.depths)}
 
 

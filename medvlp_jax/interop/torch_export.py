@@ -1,29 +1,29 @@
-"""Export as a PyTorch package: weights and one module file that needs torch and safetensors only.
+"""Export as a PyTorch package: weights and modules that need torch and safetensors only.
 
-The module file is `torch_package/medvlp_torch.py`, copied as it is: its modules are named as ours, so that
-weights need a change of layout and no table of names.
+The modules are the folder `torch_package/medvlp_torch`, copied as it is: its layers are named as ours, so
+that weights need a change of layout and no table of names.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import math
 import os
 import pathlib
 import re
 import shutil
-import types
-from collections.abc import Mapping
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.interop import exporting, hf_format, keys
+from medvlp_jax.interop import exporting, hf_format, keys, torch_parts
 from medvlp_jax.interop.exporting import Exported, Trained
-from medvlp_jax.models import bert, clip_text, convnext, fusion, heads, resnet, vit
+from medvlp_jax.models import frames, multi_image, vit
 
 FORMAT = "medvlp_jax-torch"
 """Entry `format` of the manifest."""
@@ -32,8 +32,16 @@ TOLERANCE = 1e-4
 """Largest difference of an entry of an output that an export may have, relative to the output's largest entry
 where that is above 1 (embeddings are unit vectors)."""
 
-MODULE = "medvlp_torch.py"
+PACKAGE = "medvlp_torch"
 WEIGHTS = "model.safetensors"
+
+OUTPUTS = {
+    "encode_image": "image_embed",
+    "encode_text": "text_embed",
+    "fuse": "fused_pooled",
+    "decode": "decoder_logits",
+}
+"""Method of the PyTorch model -> our name of its (first) output."""
 
 USAGE = """\
 ```python
@@ -61,112 +69,37 @@ inputs = {
     # The word each token belongs to, -1 for special tokens; only some models use it.
     "word_ids": torch.tensor([[-1 if w is None else w for w in row.word_ids] for row in rows]),
 }
-side, channels = manifest["image"]["size"], manifest["image"]["channels"]
-pixels = torch.zeros(1, channels, side, side)  # normalised as manifest["image"] says
+shape = manifest["inputs"]["encode_image"]["pixels"][1:]
+pixels = torch.zeros(2, *shape)  # normalised as manifest["image"] says
 with torch.inference_mode():
-    print(model(pixels, **inputs).softmax(dim=-1))
+    if model.text_encoder is not None:
+        print(model(pixels, **inputs).softmax(dim=-1))  # how well each text fits each image
+    if model.text_decoder is not None:  # the most likely token behind each token of a text
+        words = model.decode(pixels, inputs["input_ids"], inputs["attention_mask"]).argmax(dim=-1)
+        print(tokenizer.decode_batch(words.tolist()))
 ```"""
 
-_FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {
-    vit.Encoder: (
-        "vit",
-        (
-            "patch_size",
-            "width",
-            "depth",
-            "heads",
-            "mlp_dim",
-            "class_token",
-            "pooling",
-            "registers",
-            "layer_scale",
-            "pre_layernorm",
-            "activation",
-            "layer_norm_eps",
-            "qkv_bias",
-            "patch_bias",
-        ),
-    ),
-    resnet.Encoder: ("resnet", ("depths", "bottleneck", "stem_width", "token_layer")),
-    convnext.Encoder: (
-        "convnext",
-        ("hidden_sizes", "depths", "patch_size", "layer_scale", "layer_norm_eps"),
-    ),
-    bert.Encoder: (
-        "bert",
-        (
-            "width",
-            "depth",
-            "heads",
-            "mlp_dim",
-            "vocab_size",
-            "max_positions",
-            "token_types",
-            "position_ids",
-            "padding_idx",
-            "pooling",
-            "activation",
-            "layer_norm_eps",
-        ),
-    ),
-    clip_text.Encoder: (
-        "clip_text",
-        (
-            "width",
-            "depth",
-            "heads",
-            "mlp_dim",
-            "vocab_size",
-            "max_positions",
-            "eos_token_id",
-            "activation",
-            "layer_norm_eps",
-        ),
-    ),
-    heads.LinearProjection: ("LinearProjection", ("features", "use_bias")),
-    heads.MLPProjection: ("MLPProjection", ("features", "hidden", "activation")),
-    heads.BatchNormProjection: ("BatchNormProjection", ("features", "hidden")),
-    fusion.CoAttention: ("CoAttention", ("width", "layers", "heads", "mlp_dim", "layer_norm_eps")),
+_FURTHER: dict[type, dict[str, str]] = {
+    frames.Encoder: {"frame_mask": "image_present"},
+    multi_image.Encoder: {"prior_pixels": "prior_image", "prior_mask": "prior_mask"},
 }
-"""Our class -> its name in the manifest and the fields that the PyTorch module reads."""
-
-_VALUES = {
-    "pooling": ("cls", "mean", "pooler", "map", "eos", "max", "attention"),
-    "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
-}
-"""Field -> the values that the PyTorch module knows."""
-
-_ALLOWED: dict[str, tuple[type, ...]] = {
-    "image_encoder": (vit.Encoder, resnet.Encoder, convnext.Encoder),
-    "text_encoder": (bert.Encoder, clip_text.Encoder),
-    "image_projection": (
-        heads.LinearProjection,
-        heads.MLPProjection,
-        heads.BatchNormProjection,
-        type(None),
-    ),
-    "text_projection": (
-        heads.LinearProjection,
-        heads.MLPProjection,
-        heads.BatchNormProjection,
-        type(None),
-    ),
-    "fusion": (fusion.CoAttention, type(None)),
-}
+"""Encoder -> its optional inputs in PyTorch and their keys in our batches."""
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
 _BLOCK = re.compile(
-    r"(^|/)((?:image_|text_)?block_\d+|layer\d_\d+|stage_\d+_block_\d+|down_\d+(?:_norm)?)/"
+    r"(^|/)((?:image_|text_)?block_\d+|layer\d_\d+|stage_\d+_block_\d+|(?:stage_\d+_merge|down_\d+)(?:_norm)?"
+    r"|block\d_layer\d+|transition\d_(?:norm|conv))/"
 )
+"""The layers that lie in a ModuleDict `blocks` in PyTorch."""
 
 
 def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
-    """Writes module file, manifest, weights, tokenizer and model card.
+    """Writes package, manifest, weights, tokenizer and model card.
 
     Args:
-        trained: a `vit`, `resnet` or `convnext` image encoder, a `bert` or `clip_text` text encoder, heads
-            of `models.heads` and, optionally, `fusion.CoAttention`.
+        trained: encoders of `models`, heads of `models.heads` and `models.biovil` and, optionally,
+            `fusion.CoAttention` or `causal_decoder.Decoder`.
         folder: made; an earlier export there is replaced once the new one is verified.
 
     Raises:
@@ -191,24 +124,12 @@ def export(trained: Trained, folder: str | os.PathLike[str]) -> Exported:
 
 
 def check(trained: Trained) -> None:
-    """Raises UserError listing every part that the module file has no class for."""
+    """Raises UserError listing every part that the package has no class for."""
     problems = []
-    for part, allowed in _ALLOWED.items():
-        module = getattr(trained.model, part)
-        if not isinstance(module, allowed):
-            name = type(module).__name__
-            name = hf_format.kind(module) if name == "Encoder" else name
-            known = ", ".join(_FIELDS[kind][0] for kind in allowed if kind in _FIELDS)
-            problems.append(f"model.{part} is {name}: only {known} fit; --to jax takes any encoder")
-        elif module is not None:
-            # "positions" and "batch_norm" end up in the weights.
-            read = (*_FIELDS[type(module)][1], "positions", "batch_norm")
-            problems += exporting.unread(module, read, f"model.{part}")
-            problems += [
-                f"model.{part}.{field}={getattr(module, field)!r}: only {', '.join(values)} fit"
-                for field, values in _VALUES.items()
-                if getattr(module, field, values[0]) not in values
-            ]
+    for part, allowed in torch_parts.ALLOWED.items():
+        problems += torch_parts.problems(getattr(trained.model, part), allowed, f"model.{part}")
+    if isinstance(trained.model.image_encoder, torch_parts.DEEP) and not trained.image.frames:
+        problems.append("data.image.frames=0: this image encoder reads volumes or frames")
     if problems:
         raise UserError("this model does not fit the PyTorch package:\n  " + "\n  ".join(problems))
 
@@ -217,32 +138,48 @@ def write(folder: pathlib.Path, trained: Trained) -> None:
     """Fills a folder; verifies nothing."""
     exact = trained.exact()
     safetensors.numpy.save_file(tensors(exact), folder / WEIGHTS, metadata={"format": "pt"})
-    words = ["word_ids"] if exact.needs_words else []
     facts = {
         "format": FORMAT,
         "weights": WEIGHTS,
         "model": config(exact),
-        "inputs": {
-            "encode_image": ["pixels"],
-            "encode_text": ["input_ids", "attention_mask", *words],
-        },
+        "inputs": {name: shapes(exact, given) for name, given in methods(exact).items()},
+        "optional_inputs": shapes(exact, further_inputs(exact)),
     }
     exporting.write_about(folder, exact, facts)
-    shutil.copyfile(pathlib.Path(__file__).parent / "torch_package" / MODULE, folder / MODULE)
+    source = pathlib.Path(__file__).parent / "torch_package" / PACKAGE
+    shutil.copytree(source, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def methods(trained: Trained) -> dict[str, tuple[str, ...]]:
+    """Method of the PyTorch model -> names of its inputs in order, for the parts that this model has."""
+    model, text = trained.model, ("input_ids", "attention_mask")
+    found: dict[str, tuple[str, ...]] = {"encode_image": ("pixels",)}
+    if model.text_encoder is not None:
+        found["encode_text"] = (*text, "word_ids") if trained.needs_words else text
+        if model.fusion is not None:
+            found["fuse"] = ("pixels", *text)
+    if model.text_decoder is not None:
+        found["decode"] = ("pixels", *text)
+    return found
+
+
+def further_inputs(trained: Trained) -> tuple[str, ...]:
+    """Names of the optional inputs of `encode_image`, `fuse` and `decode`."""
+    return tuple(_FURTHER.get(type(trained.model.image_encoder), {}))
+
+
+def shapes(trained: Trained, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Name of each input -> its shape."""
+    batch = to_torch_layout(trained, {**exporting.random_batch(trained, 1), **further(trained, 1)})
+    return {name: ["batch", *batch[name].shape[1:]] for name in names}
 
 
 def config(trained: Trained) -> dict[str, Any]:
     """What `medvlp_torch.VisionLanguageModel` takes."""
-    model = trained.model
-    parts: dict[str, Any] = {}
-    for part in _ALLOWED:
-        module = getattr(model, part)
-        parts[part] = None
-        if module is not None:
-            name, fields = _FIELDS[type(module)]
-            parts[part] = {"name": name, **{field: getattr(module, field) for field in fields}}
-    parts["image_encoder"]["image_size"] = trained.image.size
-    parts["image_encoder"]["channels"] = trained.image.channels
+    model, image = trained.model, trained.image
+    parts: dict[str, Any] = {
+        part: torch_parts.describe(getattr(model, part), image) for part in torch_parts.ALLOWED
+    }
     if parts["fusion"] is not None:
         parts["fusion"]["activation"] = "gelu"
     return {
@@ -255,15 +192,18 @@ def config(trained: Trained) -> dict[str, Any]:
 
 
 def tensors(trained: Trained) -> dict[str, np.ndarray]:
-    """All weights in PyTorch's layout, named as the modules of `medvlp_torch.py`."""
+    """All weights in PyTorch's layout, named as the modules of `medvlp_torch`."""
     named = {_name(k, _LEAVES): _layout(k, v) for k, v in keys.flatten(trained.params).items()}
     statistics = keys.flatten(trained.batch_stats)
     named |= {_name(k, _STATISTICS): np.asarray(v) for k, v in statistics.items()}
     encoder: Any = trained.model.image_encoder
+    prefix = "image_encoder."
+    while hasattr(encoder, "tower"):
+        encoder, prefix = encoder.tower, f"{prefix}tower."
     if isinstance(encoder, vit.Encoder) and encoder.positions == "sincos":
         side = trained.image.size // encoder.patch_size
         table = vit.sincos_2d(encoder.width, (side, side), cls=encoder.class_token)
-        named["image_encoder.position_embed"] = table[None].astype(np.float32)
+        named[f"{prefix}position_embed"] = table[None].astype(np.float32)
     return {key: np.ascontiguousarray(value) for key, value in named.items()}
 
 
@@ -274,48 +214,103 @@ def _name(path: str, leaves: Mapping[str, str]) -> str:
 
 
 def _layout(path: str, value: Any) -> np.ndarray:
+    """[..., in, out] of a linear layer or convolution -> [out, in, ...]; everything else as it is."""
     value = np.asarray(value)
-    if not path.endswith("/kernel"):
-        return value
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T  # HWIO -> OIHW, or [in, out]
+    return np.moveaxis(value, (-1, -2), (0, 1)) if path.endswith("/kernel") else value
 
 
 def load_package(folder: pathlib.Path) -> Any:
-    """The PyTorch model of an export, read with its own copy of the module file."""
-    path = folder / MODULE
+    """The PyTorch model of an export, read with its own copy of the package."""
+    path = folder / PACKAGE / "__init__.py"
     if not path.is_file():
-        raise UserError(f"{folder} holds no {MODULE}: give the folder of an export --to torch")
-    # Run from the source: an import would leave a __pycache__ in the export.
-    module = types.ModuleType("medvlp_torch")
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
-    return module.load(folder)
+        raise UserError(f"{folder} holds no {PACKAGE}: give the folder of an export --to torch")
+    name = f"_{PACKAGE}_{uuid.uuid4().hex}"
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    package = importlib.util.module_from_spec(spec)
+    write_bytecode = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # or a __pycache__ would stay in the export
+    sys.modules[name] = package
+    try:
+        spec.loader.exec_module(package)
+        return package.load(folder)
+    finally:
+        sys.dont_write_bytecode = write_bytecode
+        for module in [key for key in sys.modules if key.partition(".")[0] == name]:
+            del sys.modules[module]
+
+
+def to_torch_layout(trained: Trained, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch of ours under the names and in the layout of the package, channels before the pixels."""
+    encoder = type(trained.model.image_encoder)
+    names = {"image": "pixels", **{ours: name for name, ours in _FURTHER.get(encoder, {}).items()}}
+    # Volumes are [B, C, D, H, W], but frames are flat images: [B, T, C, H, W].
+    axis = 2 if encoder is frames.Encoder else 1
+    return {
+        names.get(key, key): np.moveaxis(value, -1, axis) if value.ndim > 3 else value
+        for key, value in batch.items()
+    }
+
+
+def torch_batch(trained: Trained, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The same as tensors: integers as int64."""
+    import torch
+
+    found = {}
+    for key, value in to_torch_layout(trained, batch).items():
+        tensor = torch.from_numpy(np.ascontiguousarray(value))
+        found[key] = tensor if tensor.is_floating_point() else tensor.long()
+    return found
+
+
+def further(trained: Trained, rows: int) -> dict[str, np.ndarray]:
+    """The optional inputs of the image encoder in our batches; a row lacks what may be missing."""
+    encoder, image = trained.model.image_encoder, trained.image
+    some = np.ones(rows, np.float32)
+    some[1::2] = 0
+    if isinstance(encoder, frames.Encoder):
+        first = np.arange(image.frames) < 1
+        return {"image_present": np.where(first, 1, some[:, None]).astype(np.float32)}
+    if isinstance(encoder, multi_image.Encoder):
+        prior = np.random.default_rng(rows + 1).normal(size=(rows, *image.shape))
+        return {"prior_image": prior.astype(np.float32), "prior_mask": some}
+    return {}
 
 
 def verify(folder: pathlib.Path, trained: Trained) -> float:
-    """Largest difference between our outputs and the package's on random inputs; needs PyTorch."""
+    """Largest difference between our outputs and the package's on random inputs, without and with the
+    optional ones; needs PyTorch."""
     import torch
 
     model = load_package(folder)
-    batch = exporting.random_batch(trained, 3)
-    ours = exporting.outputs(trained, batch)
-    given = {k: torch.from_numpy(v).long() for k, v in batch.items() if k != "image"}
-    pixels = torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy())
-    words = (given["word_ids"],) if trained.needs_words else ()
-    text = (given["input_ids"], given["attention_mask"])
-    with torch.inference_mode():
-        pairs = {
-            "image": (ours["image_embed"], model.encode_image(pixels).numpy()),
-            "text": (ours["text_embed"], model.encode_text(*text, *words).numpy()),
-        }
-        if trained.model.fusion is not None:
-            fused = model.fuse(pixels, *text)
-            for key in ("pooled", "image_tokens", "text_tokens"):
-                pairs[key] = (ours[f"fused_{key}"], fused[key].numpy())
-    if "text_tokens" in pairs:  # states at padding mean nothing
-        real = batch["attention_mask"] > 0
-        states, theirs = pairs["text_tokens"]
-        pairs["text_tokens"] = (states[real], theirs[real])
-    return exporting.largest_difference(pairs)
+    batch, more = exporting.random_batch(trained, 3), further(trained, 3)
+    worst = 0.0
+    for given in [batch, {**batch, **more}] if more else [batch]:
+        ours = exporting.outputs(trained, given)
+        with torch.inference_mode():
+            theirs = package_outputs(model, trained, given)
+        pairs = {key: (ours[key], value.numpy()) for key, value in theirs.items()}
+        for key in {"fused_text_tokens", "decoder_logits"} & set(pairs):
+            real = batch["attention_mask"] > 0  # states at padding mean nothing
+            pairs[key] = (pairs[key][0][real], pairs[key][1][real])
+        worst = np.maximum(worst, exporting.largest_difference(pairs))
+    return float(worst)
+
+
+def package_outputs(
+    model: Any, trained: Trained, batch: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Outputs of the package's model on a batch of ours, tensors under our names."""
+    given = torch_batch(trained, batch)
+    optional = {name: given[name] for name in further_inputs(trained) if name in given}
+    found: dict[str, Any] = {}
+    for name, inputs in methods(trained).items():
+        own = {} if name == "encode_text" else optional
+        result = getattr(model, name)(*[given[key] for key in inputs], **own)
+        if name == "fuse":
+            found |= {f"fused_{key}": value for key, value in result.items()}
+        else:
+            found[OUTPUTS[name]] = result
+    return found
 
 
 def lost_heads(trained: Trained) -> tuple[str, ...]:

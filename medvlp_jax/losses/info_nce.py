@@ -34,6 +34,27 @@ def diagonal_cross_entropy(logits: Array, weights: Array) -> jax.Array:
     return -jnp.sum(weights * picked)
 
 
+def matching_cross_entropies(
+    logits: Array, *, example_mask: Array | None = None, drop_negatives: Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of "row i belongs to column i" over the rows, and over the columns.
+
+    Args:
+        logits: [B,B], images in rows, texts in columns.
+        example_mask, drop_negatives: as for `info_nce`.
+
+    Returns:
+        image-to-text and text-to-image losses, float32 scalars.
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    weights = row_weights(example_mask, logits.shape[0])
+    drop_t = None if drop_negatives is None else drop_negatives.T
+    return (
+        diagonal_cross_entropy(mask_columns(logits, example_mask, drop_negatives), weights),
+        diagonal_cross_entropy(mask_columns(logits.T, example_mask, drop_t), weights),
+    )
+
+
 def duplicate_negatives(text_id: Array) -> jax.Array:
     """[B,B] True where two different rows have the same text: false negatives of each other."""
     same = text_id[:, None] == text_id[None, :]
@@ -65,15 +86,11 @@ def info_nce(
     Returns:
         float32 scalar.
     """
-    logits = _logits(image_embed, text_embed, logit_scale)
-    weights = row_weights(example_mask, logits.shape[0])
-    image_to_text = mask_columns(logits, example_mask, drop_negatives)
-    drop_t = None if drop_negatives is None else drop_negatives.T
-    text_to_image = mask_columns(logits.T, example_mask, drop_t)
-    w = image_to_text_weight
-    return w * diagonal_cross_entropy(image_to_text, weights) + (1 - w) * diagonal_cross_entropy(
-        text_to_image, weights
+    logits = scaled_products(image_embed, text_embed, logit_scale)
+    image_to_text, text_to_image = matching_cross_entropies(
+        logits, example_mask=example_mask, drop_negatives=drop_negatives
     )
+    return image_to_text_weight * image_to_text + (1 - image_to_text_weight) * text_to_image
 
 
 def retrieval_accuracy(
@@ -91,7 +108,7 @@ def retrieval_accuracy(
     Returns:
         float32 scalar; ties go to the lower row, so embeddings that are all equal score 1 / B.
     """
-    scores = jax.lax.stop_gradient(_logits(image_embed, text_embed, 1.0))
+    scores = jax.lax.stop_gradient(scaled_products(image_embed, text_embed, 1.0))
     weights = row_weights(example_mask, scores.shape[0])
     own = jnp.arange(scores.shape[0])
     drop_t = None if drop_negatives is None else drop_negatives.T
@@ -100,7 +117,8 @@ def retrieval_accuracy(
     return jnp.sum(weights * (to_text.astype(jnp.float32) + to_image)) / 2
 
 
-def _logits(image_embed: Array, text_embed: Array, logit_scale: Array | float) -> jax.Array:
+def scaled_products(image_embed: Array, text_embed: Array, logit_scale: Array | float) -> jax.Array:
+    """Logits `logit_scale * <v_i, t_j>` [B,M] of [B,D] and [M,D], in float32."""
     image = jnp.asarray(image_embed, jnp.float32)
     text = jnp.asarray(text_embed, jnp.float32)
     scores = jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)

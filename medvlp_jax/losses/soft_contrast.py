@@ -1,6 +1,13 @@
-"""Contrast with soft targets (MedCLIP, arXiv 2210.10163, eq. 2-6)."""
+"""Contrast with soft targets: which pairs belong together is a matter of degree.
+
+`soft_contrast` takes the softmax of similarities as target (MedCLIP, arXiv 2210.10163, eq. 2-6).
+`target_contrast` takes the targets themselves: labels (UniCL, 2204.03610; UMCL), categories (FLAIR,
+2308.07898), concepts (KAD, 2302.14042), a clinical prior (IMITATE, 2310.07355).
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +35,109 @@ def label_similarity(
     return jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
 
 
+def same_group(image_group: Array, text_group: Array | None = None) -> jax.Array:
+    """Targets 1 where two rows are of one category, concept or text, else 0.
+
+    Args:
+        image_group: [B] int; text_group: [B] int, None = the same.
+
+    Returns:
+        [B,B] float32; the diagonal is 1, whatever the groups: a pair belongs together.
+    """
+    text_group = image_group if text_group is None else text_group
+    same = jnp.asarray(image_group)[:, None] == jnp.asarray(text_group)[None, :]
+    return (same | jnp.eye(same.shape[0], dtype=bool)).astype(jnp.float32)
+
+
+def clinical_prior(
+    report_states: Array, *, strength: float = 0.2, smoothing: float = 0.07, eps: float = 1e-8
+) -> jax.Array:
+    """Targets delta_ij + (1 - exp(-strength * max(r_ij, 0))) * smoothing (IMITATE, arXiv 2310.07355).
+
+    r_ij is Pearson's correlation of two reports' states over the features; the pair itself keeps 1. They are
+    used without normalisation (`normalise="none"`) and, as released, with the temperature as smoothing.
+
+    Args:
+        report_states: [B,D] of a frozen text encoder; no gradient flows into them.
+        strength: lambda; smoothing: factor of all targets off the diagonal.
+        eps: keeps constant states (norm 0) at correlation 0.
+
+    Returns:
+        [B,B] float32.
+    """
+    states = jax.lax.stop_gradient(jnp.asarray(report_states, jnp.float32))
+    states = states - states.mean(axis=1, keepdims=True)
+    states = states / jnp.maximum(jnp.linalg.norm(states, axis=1, keepdims=True), eps)
+    correlation = jnp.matmul(states, states.T, precision=jax.lax.Precision.HIGHEST)
+    prior = (1 - jnp.exp(-strength * jnp.maximum(correlation, 0.0))) * smoothing
+    own = jnp.eye(states.shape[0])
+    return own + (1 - own) * prior
+
+
+def relax_positives(similarity: Array, positives: Array, ceiling: float) -> jax.Array:
+    """Cosines of positive pairs, cut off at `ceiling`: a pair that is close enough is drawn no closer.
+
+    The positive-pair relaxation for reports that say more than one thing of an image (Jang et al., arXiv
+    2212.07050), to be used on the cosines before they are scaled.
+
+    Args:
+        similarity: [B,B]; positives: [B,B], nonzero for positive pairs.
+        ceiling: largest cosine that still counts.
+    """
+    similarity = jnp.asarray(similarity, jnp.float32)
+    return jnp.where(jnp.asarray(positives) > 0, jnp.minimum(similarity, ceiling), similarity)
+
+
+def soft_target_cross_entropy(logits: Array, targets: Array, weights: Array) -> jax.Array:
+    """Weighted sum over the rows of `-sum_j targets_ij log softmax(logits)_ij`; [B,M], weights [B]."""
+    log_probs = jax.nn.log_softmax(logits, axis=1)
+    # A masked column has target 0 and a hugely negative log probability: their product must be 0.
+    return -jnp.sum(weights * jnp.sum(jnp.where(targets != 0, targets * log_probs, 0.0), axis=1))
+
+
+def target_contrast(
+    logits: Array,
+    targets: Array,
+    *,
+    normalise: Literal["sum", "l2", "none"] = "sum",
+    image_to_text_weight: float = 0.5,
+    example_mask: Array | None = None,
+) -> jax.Array:
+    """L = w mean_i H(y_i, softmax_j l_ij) + (1 - w) mean_j H(y_j, softmax_i l_ij), H(y, p) = -sum y log p.
+
+    With `normalise="sum"` and targets 1 for all rows of a label this is UniCL's bidirectional loss (eq. 2-4:
+    the mean of -log p over the positives of a row), and FLAIR's; KAD's released text contrast divides by the
+    L2 norm, so that its targets do not sum to 1.
+
+    Args:
+        logits: [B,B] scaled similarities, images in rows.
+        targets: [B,B], not negative: `same_group`, `clinical_prior`, or the positive part of
+            `label_similarity`.
+        normalise: each anchor's targets are divided by their sum, by their L2 norm, or left as they are.
+        image_to_text_weight: w.
+        example_mask: [B], 1 for real rows; padded rows are no anchors and no candidates.
+
+    Returns:
+        float32 scalar.
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    targets = jax.lax.stop_gradient(jnp.asarray(targets, jnp.float32))
+    if example_mask is not None:
+        real = jnp.asarray(example_mask) > 0
+        targets = jnp.where(real[:, None] & real[None, :], targets, 0.0)
+    weights = row_weights(example_mask, logits.shape[0])
+
+    def one_way(scores: jax.Array, wanted: jax.Array) -> jax.Array:
+        if normalise != "none":
+            order = 1 if normalise == "sum" else 2
+            size = jnp.linalg.norm(wanted, ord=order, axis=1, keepdims=True)
+            wanted = wanted / jnp.where(size > 0, size, 1.0)
+        return soft_target_cross_entropy(mask_columns(scores, example_mask), wanted, weights)
+
+    to_text, to_image = one_way(logits, targets), one_way(logits.T, targets.T)
+    return image_to_text_weight * to_text + (1 - image_to_text_weight) * to_image
+
+
 def soft_contrast(
     logits: Array, target_scores: Array, *, example_mask: Array | None = None
 ) -> jax.Array:
@@ -47,8 +157,5 @@ def soft_contrast(
     total = jnp.zeros([], jnp.float32)
     for scores, wanted in ((logits, targets), (logits.T, targets.T)):
         share = jax.nn.softmax(mask_columns(wanted, example_mask), axis=1)
-        log_probs = jax.nn.log_softmax(mask_columns(scores, example_mask), axis=1)
-        # A masked column has share 0 and a hugely negative log probability: their product must be 0.
-        rows = jnp.sum(jnp.where(share > 0, share * log_probs, 0.0), axis=1)
-        total = total - jnp.sum(weights * rows)
+        total += soft_target_cross_entropy(mask_columns(scores, example_mask), share, weights)
     return total / 2

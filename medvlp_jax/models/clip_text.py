@@ -18,6 +18,7 @@ def _variant(width: int, depth: int, heads: int, **options: Any) -> dict[str, An
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "test": _variant(32, 2, 2, vocab_size=512, max_positions=128),
+    "quickstart": _variant(128, 2, 4),
     "clip-B/16": _variant(512, 12, 8),
     "clip-B/32": _variant(512, 12, 8),
     "clip-L/14": _variant(768, 12, 12),

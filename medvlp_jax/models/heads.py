@@ -38,15 +38,17 @@ class MLPProjection(nn.Module):
     features: int
     hidden: int | None = None
     activation: str = "relu"
+    use_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Maps [..., D] to [..., features]; `train` changes nothing."""
         del train
-        x = layers.Dense(self.hidden or x.shape[-1], dtype=self.dtype, name="fc1")(x)
+        hidden = self.hidden or x.shape[-1]
+        x = layers.Dense(hidden, self.use_bias, dtype=self.dtype, name="fc1")(x)
         x = layers.activation(self.activation)(x)
-        return layers.Dense(self.features, dtype=self.dtype, name="fc2")(x)
+        return layers.Dense(self.features, self.use_bias, dtype=self.dtype, name="fc2")(x)
 
 
 class BatchNormProjection(nn.Module):

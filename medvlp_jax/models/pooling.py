@@ -64,6 +64,33 @@ def take_position(tokens: Array, position: Array) -> Array:
     return jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
 
 
+def pool_sentences(
+    tokens: Array, sentence_ids: Array, count: int, method: str = "mean"
+) -> tuple[Array, Array]:
+    """One state per sentence: the mean or the maximum (LoVT, arXiv 2112.02889) of its tokens.
+
+    Args:
+        tokens: [B, L, D] states of the pieces.
+        sentence_ids: [B, L] sentence of each piece, counted from 0; -1 for special tokens and padding.
+        count: S, sentences kept of each text; further ones are left out.
+        method: "mean" or "max".
+
+    Returns:
+        sentences [B, S, D], zeros where there is none; sentence_mask [B, S] float32.
+    """
+    if method not in ("mean", "max"):
+        raise UserError(f"sentence pooling {method!r} is unknown; choose mean or max")
+    pool = masked_mean if method == "mean" else masked_max
+
+    def one(sentence: Array) -> tuple[Array, Array]:
+        member = sentence_ids == sentence
+        return pool(tokens, member), member.any(axis=1).astype(jnp.float32)
+
+    # One sentence at a time: S copies of the tokens at once would not fit.
+    states, mask = jax.lax.map(one, jnp.arange(count, dtype=sentence_ids.dtype))
+    return states.swapaxes(0, 1), mask.swapaxes(0, 1)
+
+
 class AttentionPool(nn.Module):
     """One learned query attends to the tokens (pooling by multi-head attention, arXiv 1810.00825, eq. 11).
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from medvlp_jax.errors import UserError
 from medvlp_jax.types import IGNORE_INDEX, PIXEL_KEYS, Array, Batch
 
 
@@ -30,6 +31,79 @@ class Clean(Corruption):
         """Returns the batch."""
         del rng
         return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondImage(Corruption):
+    """The second random view of the image in place of the first."""
+
+    changes: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Replaces `image` by `image_2`.
+
+        Raises:
+            UserError: the batch has no second view.
+        """
+        del rng
+        if "image_2" not in batch:
+            raise UserError("two views of each image are needed: set data.image.views=2")
+        return {**batch, "image": batch["image_2"]}
+
+
+# What belongs to the first text alone.
+_FIRST_TEXT = ("text_id", "sentence_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondText(Corruption):
+    """The second text of the row in place of the first."""
+
+    changes: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Replaces `input_ids`, `attention_mask` and `word_ids` by those of the second text.
+
+        Raises:
+            UserError: the batch has no second text.
+        """
+        del rng
+        if "input_ids_2" not in batch:
+            raise UserError("two texts per row are needed: set data.text.second")
+        second = {
+            key: batch[f"{key}_2"]
+            for key in ("input_ids", "attention_mask", "word_ids")
+            if f"{key}_2" in batch
+        }
+        return {k: v for k, v in batch.items() if k not in _FIRST_TEXT} | second
+
+
+@dataclasses.dataclass(frozen=True)
+class Momentum(Corruption):
+    """What slowly following copies of the towers make of the batch (MoCo, arXiv 1911.05722, eq. 2).
+
+    The system keeps the copies in its collection `momentum`: the parameters themselves at the first step,
+    then `decay * copy + (1 - decay) * parameters` before each forward pass. No gradient flows into them, and
+    the pass holds what the towers and projections return, nothing fused or decoded.
+
+    Attributes:
+        decay: share of the copy that stays at each step; 1 freezes it as it was at the first step.
+        of: the corruption whose batch the copies see.
+        sides: towers that are kept, "image" and "text".
+    """
+
+    decay: float = 0.995
+    of: Corruption = Clean()
+    sides: tuple[str, ...] = ("image", "text")
+
+    @property
+    def name(self) -> str:
+        """Of the copies in the collection: those of one decay and the same towers are kept once."""
+        return f"{'_'.join(self.sides)}_{self.decay}"
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Returns the batch that `of` makes."""
+        return self.of(batch, rng)
 
 
 def random_masking_ids(noise: Array, ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:

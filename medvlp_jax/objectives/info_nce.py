@@ -7,9 +7,9 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from medvlp_jax.errors import UserError
 from medvlp_jax.losses import info_nce as loss_lib
 from medvlp_jax.objectives.base import Objective, Pass
+from medvlp_jax.objectives.inputs import dropped_negatives
 from medvlp_jax.types import Array, Metrics
 
 
@@ -37,20 +37,12 @@ class InfoNce(Objective):
         """See the base class; metrics: logit_scale, accuracy (retrieval within the batch)."""
         del train
         (clean,) = passes
-        if self.duplicates not in ("ignore", "mask", "mask_patient"):
-            raise UserError(
-                f"info_nce duplicates={self.duplicates!r}: choose ignore, mask or mask_patient"
-            )
         start = -math.log(self.temperature)
         log_scale = jnp.asarray(start, jnp.float32)
         if self.learnable:
             log_scale = self.param("log_logit_scale", nn.initializers.constant(start), ())
         scale = jnp.exp(jnp.minimum(log_scale, math.log(self.max_scale)))
-        drop = None
-        if self.duplicates != "ignore":
-            drop = loss_lib.duplicate_negatives(clean.batch["text_id"])
-            if self.duplicates == "mask_patient":
-                drop = drop | loss_lib.duplicate_negatives(clean.batch["subject_id"])
+        drop = dropped_negatives(clean.batch, self.duplicates, "info_nce")
         image, text = clean.outputs["image_embed"], clean.outputs["text_embed"]
         masks = dict(example_mask=clean.batch.get("example_mask"), drop_negatives=drop)
         loss = loss_lib.info_nce(

@@ -145,7 +145,7 @@ def save_evaluation(
     written = []
     for key, result in tasks.items():
         figure = None
-        if "label_mask" in result.predictions:
+        if {"label", "score", "label_mask"} <= result.predictions.keys():
             names = result.artefacts["label_names"]
             figure = roc_curves(
                 result.predictions["label"],

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+
+from medvlp_jax.data.options import ImageOptions
+from medvlp_jax.data.source import Examples
+from medvlp_jax.errors import UserError
 
 EncodeText = Callable[[list[str]], np.ndarray]
 """Texts to L2-normalised float32 embeddings [n, D]."""
@@ -47,6 +51,64 @@ class TaskResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """Frozen image features and labels of one split, every example exactly once.
+
+    Attributes:
+        image_embed: [n, D] L2-normalised.
+        image_pooled: [n, Di], what the image projection reads.
+        label, label_mask, subject_id, example_index: as in `EvalData`.
+        label_names: names of the K labels.
+    """
+
+    image_embed: np.ndarray
+    image_pooled: np.ndarray
+    label: np.ndarray
+    label_mask: np.ndarray
+    subject_id: np.ndarray
+    example_index: np.ndarray
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_embed)
+
+    def matrix(self, name: Literal["image_pooled", "image_embed"]) -> np.ndarray:
+        """The features of that name, [n, D]."""
+        return self.image_pooled if name == "image_pooled" else self.image_embed
+
+
+class Access(Protocol):
+    """What a task may read beside the embeddings of the evaluated split.
+
+    Attributes:
+        split, train_split, validation_split: names of the evaluated split and of the config's others.
+        image: how stored images become the model's input.
+    """
+
+    split: str
+    train_split: str
+    validation_split: str
+    image: ImageOptions
+
+    def features(self, split: str) -> Features:
+        """Image features of a split of the evaluated dataset."""
+        ...
+
+    def examples(self, fields: Sequence[str]) -> Examples:
+        """The stored examples of the evaluated split; `EvalData.example_index` counts in them."""
+        ...
+
+    def images(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The evaluated split in batches, on each process all of it: example_index [b], and the model's
+        input uint8 [b, H, W, C]."""
+        ...
+
+    def ground(self, images: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
+        """Cosine maps [n, h, w] of images with one phrase each; see `Predictor.ground`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalData:
     """Embeddings and labels of one split, every example exactly once.
 
@@ -59,6 +121,7 @@ class EvalData:
         label_names: names of the K labels.
         dataset: name of the dataset, with or without its config (`"image_text_folder/covid"`).
         texts: the n texts, where they are known.
+        access: the model and the stored examples, for tasks that need more than these embeddings.
     """
 
     image_embed: np.ndarray
@@ -72,6 +135,7 @@ class EvalData:
     label_names: tuple[str, ...]
     dataset: str
     texts: tuple[str, ...] | None = None
+    access: Access | None = None
 
     def __post_init__(self) -> None:
         """Checks that all arrays have the same rows and the labels the same columns."""
@@ -98,15 +162,31 @@ class EvalData:
         label_names: Sequence[str],
         dataset: str,
         texts: Sequence[str] | None = None,
+        access: Access | None = None,
     ) -> EvalData:
         """Wraps what `predictor.extract` returns."""
-        names = {f.name for f in dataclasses.fields(cls)} - {"label_names", "dataset", "texts"}
+        given = {"label_names", "dataset", "texts", "access"}
+        names = {f.name for f in dataclasses.fields(cls)} - given
         return cls(
             **{name: np.asarray(arrays[name]) for name in names},
             label_names=tuple(label_names),
             dataset=dataset,
             texts=None if texts is None else tuple(texts),
+            access=access,
         )
+
+    def need_access(self, task: str) -> Access:
+        """The access.
+
+        Raises:
+            UserError: these are embeddings alone.
+        """
+        if self.access is None:
+            raise UserError(
+                f"task {task} reads more than the embeddings of one split: run it with `eval --workdir W "
+                f"--tasks {task}`, or give EvalData an `access`"
+            )
+        return self.access
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from medvlp_jax.data.prompt_sets import TEMPLATES, load_prompts, prompt_path
 from medvlp_jax.errors import UserError
 from medvlp_jax.predictor import mean_embed, sigmoid, softmax
 from medvlp_jax.tasks import metrics
 from medvlp_jax.tasks.base import EncodeText, EvalData, Metric, Task, TaskResult, slugs
+from medvlp_jax.tasks.multi_label import (
+    UncertainPolicy,
+    check_policy,
+    label_columns,
+    resolve_uncertain,
+    single_class,
+)
 
 Prompts = Mapping[str, Mapping[str, Sequence[str]]]
-PROMPT_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "data" / "prompts"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,11 @@ class ZeroShot(Task):
 
     Attributes:
         prompts: "" = `data/prompts/<dataset>.json`, or where there is none the pair "{label}" / "no {label}"
-            of CheXzero; "templates" = always that pair; a name in `data/prompts` or the path of a JSON file;
-            or the dict itself: label -> {"positive": [...], "negative": [...]}.
+            of CheXzero; "templates" = always that pair; a name in `data/prompts` ("gloria", "biovil",
+            "descriptions", see docs/prompts.md) or the path of a JSON file; or the dict itself: label ->
+            {"positive": [...], "negative": [...]}.
+        prompts_per_label: how many combinations of severity, subtype and location are drawn per label with
+            `seed` ("gloria"; its paper draws 5); 0 = all.
         labels: labels to classify, () = all.
         mode: see above.
         ensemble: "embeddings" = mean of the prompts' embeddings, normalised again (BioViL); "probabilities"
@@ -50,12 +58,13 @@ class ZeroShot(Task):
 
     prefix: str = "zero_shot"
     prompts: str | Mapping[str, Any] = ""
+    prompts_per_label: int = 5
     labels: tuple[str, ...] = ()
     mode: Literal["multi_label", "multi_class"] = "multi_label"
     ensemble: Literal["embeddings", "probabilities", "max"] = "embeddings"
     scaled: bool = True
     standardise: bool = False
-    uncertain_policy: Literal["ignore", "zeros", "ones"] = "ignore"
+    uncertain_policy: UncertainPolicy = "ignore"
     threshold: float | Mapping[str, float] = 0.5
 
     def __post_init__(self) -> None:
@@ -71,10 +80,7 @@ class ZeroShot(Task):
                 f"zero_shot ensemble={self.ensemble!r} does not go with mode={self.mode!r}; choose "
                 f"{' or '.join(allowed[self.mode])}"
             )
-        if self.uncertain_policy not in ("ignore", "zeros", "ones"):
-            raise UserError(
-                f"zero_shot uncertain_policy={self.uncertain_policy!r}: choose ignore, zeros or ones"
-            )
+        check_policy("zero_shot", self.uncertain_policy)
 
     def __call__(self, data: EvalData, encode_text: EncodeText, logit_scale: float) -> TaskResult:
         """See the class. The interval of each metric comes from resampled patients.
@@ -87,7 +93,9 @@ class ZeroShot(Task):
             return TaskResult(artefacts={"skipped": reason})
         names, columns = self._columns(data)
         prompts = self._load_prompts(data, names)
-        label, mask = self._resolve(data.label[:, columns], data.label_mask[:, columns])
+        label, mask = resolve_uncertain(
+            data.label[:, columns], data.label_mask[:, columns], self.uncertain_policy
+        )
         run = self._multi_label if self.mode == "multi_label" else self._multi_class
         result = run(data, names, prompts, label, mask, encode_text, logit_scale)
         result.artefacts.update(
@@ -110,7 +118,9 @@ class ZeroShot(Task):
         `dataclasses.replace(task, threshold=...)`. 0.5 for a label with one class only."""
         names, columns = self._columns(validation)
         prompts = self._load_prompts(validation, names)
-        label, mask = self._resolve(validation.label[:, columns], validation.label_mask[:, columns])
+        label, mask = resolve_uncertain(
+            validation.label[:, columns], validation.label_mask[:, columns], self.uncertain_policy
+        )
         score = self._probabilities(validation, names, prompts, encode_text, logit_scale)
         return {
             name: metrics.best_threshold(label[mask[:, k], k], score[mask[:, k], k], by=by)
@@ -131,7 +141,7 @@ class ZeroShot(Task):
     ) -> TaskResult:
         score = self._probabilities(data, names, prompts, encode_text, logit_scale)
         thresholds = self._thresholds(names)
-        excluded = _single_class(names, label, mask)
+        excluded = single_class(names, label, mask)
         found = self._score(data, score, label, mask, thresholds, [n in excluded for n in names])
         results: dict[str, Metric] = {}
         for m, metric in enumerate(("auroc", "auprc", "f1", "mcc")):
@@ -289,22 +299,7 @@ class ZeroShot(Task):
     # --- labels and prompts -------------------------------------------------------------------------
 
     def _columns(self, data: EvalData) -> tuple[tuple[str, ...], list[int]]:
-        names = tuple(self.labels) or data.label_names
-        for name in names:
-            if name not in data.label_names:
-                raise UserError(
-                    f"zero_shot label {name!r} is no label of {data.dataset}; it has "
-                    f"{', '.join(data.label_names)}"
-                )
-        return names, [data.label_names.index(name) for name in names]
-
-    def _resolve(self, label: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Applies the uncertain policy -> label in {0, 1} and boolean mask, both [n, K]."""
-        known, uncertain = mask > 0, label < 0
-        if self.uncertain_policy == "ignore":
-            known = known & ~uncertain
-        value = 1.0 if self.uncertain_policy == "ones" else 0.0
-        return np.where(uncertain, value, label).astype(np.float32), known
+        return label_columns("zero_shot", data.dataset, data.label_names, self.labels)
 
     def _load_prompts(self, data: EvalData, names: tuple[str, ...]) -> Prompts:
         """The prompts of the given labels.
@@ -327,34 +322,31 @@ class ZeroShot(Task):
     def _read_prompts(self, dataset: str, names: tuple[str, ...]) -> tuple[Prompts, str]:
         if not isinstance(self.prompts, str):
             return self.prompts, "zero_shot prompts of the config"
-        path = PROMPT_FOLDER / f"{self.prompts or dataset}.json"
-        if self.prompts.endswith(".json"):
-            path = pathlib.Path(self.prompts)
-        if self.prompts == "templates" or (not self.prompts and not path.is_file()):
-            pairs = {n: {"positive": [n.lower()], "negative": [f"no {n.lower()}"]} for n in names}
-            return pairs, "templates"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")), f"prompt file {path}"
-        except FileNotFoundError:
-            known = ", ".join(sorted(p.stem for p in PROMPT_FOLDER.glob("*.json"))) or "none"
-            raise UserError(
-                f"prompt file {path} does not exist; give the path of a .json file, 'templates', or one of "
-                f"{known}"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"prompt file {path} is not valid JSON: {error}") from error
+        source = self.prompts or dataset
+        if source == "templates" or not (self.prompts or prompt_path(dataset).is_file()):
+            source = TEMPLATES
+        prompts = load_prompts(source, names, number=self.prompts_per_label, seed=self.seed)
+        return prompts, f"prompt file {prompt_path(source)}"
 
 
-def _single_class(names: Sequence[str], label: np.ndarray, mask: np.ndarray) -> dict[str, str]:
-    """Labels whose ranking is undefined -> why."""
-    excluded = {}
-    for k, name in enumerate(names):
-        values = label[mask[:, k], k]
-        if not (values == 1).any():
-            excluded[name] = f"no positive among {len(values)} known rows"
-        elif not (values == 0).any():
-            excluded[name] = f"no negative among {len(values)} known rows"
-    return excluded
+def with_prompts(tasks: Mapping[str, Task], prompts: str) -> dict[str, Task]:
+    """Tasks with other prompts for the zero-shot ones.
+
+    Args:
+        tasks: key -> task.
+        prompts: value of `ZeroShot.prompts`.
+
+    Raises:
+        UserError: none of them is zero-shot classification.
+    """
+    if not any(isinstance(task, ZeroShot) for task in tasks.values()):
+        raise UserError(
+            f"prompts {prompts!r} need a zero-shot task; the tasks are {', '.join(tasks) or 'none'}"
+        )
+    return {
+        key: dataclasses.replace(task, prompts=prompts) if isinstance(task, ZeroShot) else task
+        for key, task in tasks.items()
+    }
 
 
 def _resolve_ties(similarity: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,6 +41,15 @@ def test_defaults_and_config_dicts() -> None:
         ({"text": {"max_length": 2}}, "data.text.max_length"),
         ({"text_dataset": "other"}, "data.text_dataset"),
         ({"global_batch_size": 0}, "data.global_batch_size"),
+        ({"distinct": "subject"}, "data.distinct='subject': expected one of none, patient, text, "),
+        ({"mixture": {"a": -1}}, "data.mixture: expected a dict of datasets and positive weights"),
+        ({"text": {"per_image": 0}}, "data.text.per_image"),
+        ({"image": {"views": 3}}, "data.image.views: expected 1 or 2, got 3"),
+        ({"image": {"per_study": 0}}, "data.image.per_study"),
+        ({"image": {"frames": -1}}, "data.image.frames"),
+        ({"image": {"frames": 2, "per_study": 2}}, "data.image.per_study"),
+        ({"image": {"prior": True, "per_study": 2}}, "data.image.prior"),
+        ({"image": {"prior": True, "frames": 2}}, "data.image.prior"),
     ],
 )
 def test_wrong_values_name_the_key(config, message) -> None:
@@ -52,3 +61,12 @@ def test_one_mean_serves_all_channels() -> None:
     assert data_options({"image": {"mean": (0.5,), "std": (0.2,)}}).image == ImageOptions(
         mean=(0.5,), std=(0.2,)
     )
+
+
+def test_mixture_of_a_config() -> None:
+    config = ConfigDict({"mixture": None})
+    with config.ignore_type():
+        config["mixture"] = {"mimic_cxr": 2, "image_text_folder/own": 0.5}
+    options = data_options(config)
+    assert options.mixture == {"mimic_cxr": 2.0, "image_text_folder/own": 0.5}
+    assert data_options(ConfigDict(dataclasses.asdict(options))) == options

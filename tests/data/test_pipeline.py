@@ -8,8 +8,9 @@ import grain
 import numpy as np
 import pytest
 
-from medvlp_jax.data import build, options, pipeline, reports, transforms
+from medvlp_jax.data import options, order, pipeline, reports, rows, samplers, transforms
 from medvlp_jax.data import text as text_lib
+from medvlp_jax.data.row_texts import TextEncoder
 from medvlp_jax.errors import UserError
 
 DATASET = "synthetic_cxr/tiny"
@@ -17,13 +18,6 @@ DATASET = "synthetic_cxr/tiny"
 TRAIN, VALIDATION = 63, 13
 TRAIN_SPLIT, VALIDATION_SPLIT = f"train[:{TRAIN}]", f"validation[:{VALIDATION}]"
 LENGTH = 24
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("built")
-    build.build_dataset(DATASET, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +40,38 @@ def config(built, **changes) -> dict:
 
 AUGMENT = dict(crop="random_resized", rotate=10.0, brightness=0.2, blur=(0.0, 1.0), hflip=True)
 RANDOM = dict(image=dict(augment=AUGMENT), text=dict(sample="sentence"))
+
+
+# One entry per way of choosing what a batch holds; each has to keep the promises of the pipeline.
+SMALL = "image_text_folder/small"
+WAYS: dict[str, dict] = {
+    "plain": {},
+    "unpaired": {"pairing": "unpaired"},
+    "balanced": {"label_balance": True},
+    "distinct": {"distinct": "patient_text"},
+    "distinct balanced": {"distinct": "patient", "label_balance": True},
+    "mixture": {"mixture": {DATASET: 0.7, SMALL: 0.3}, "train_split": "train"},
+    "everything": {
+        "mixture": {DATASET: 0.7, SMALL: 0.3},
+        "train_split": "train",
+        "distinct": "patient",
+        "label_balance": True,
+        "pairing": "unpaired",
+        "image": {"views": 2, "prior": True},
+        "text": {"per_image": 2},
+    },
+    "studies": {"image": {"per_study": 2, "views": 2}},
+    "prior": {"image": {"prior": True}},
+    "texts": {"text": {"sample": "shuffle", "per_image": 3, "sentence_ids": True}},
+}
+
+
+def random_config(built, way: dict) -> dict:
+    """A config in which everything that can be random is."""
+    changes = {**way}
+    image = {"augment": AUGMENT, **changes.pop("image", {})}
+    text = {"sample": "sentence", **changes.pop("text", {})}
+    return config(built, image=image, text=text, **changes)
 
 
 def take(iterator, number: int) -> list[dict]:
@@ -101,7 +127,7 @@ def test_source_options(built, examples) -> None:
         (DATASET, "trian", "no split 'trian'; it has test, train, validation"),
         (DATASET, "train[:oops]", "cannot be read"),
         ("synthetic_cxr/large", "train", "data build synthetic_cxr/large"),
-        ("image_text_folder", "train", "--manual-dir"),
+        ("mimic_cxr", "train", "--manual-dir"),
     ],
 )
 def test_source_errors(built, dataset, split, message) -> None:
@@ -179,17 +205,9 @@ def test_without_a_whole_number_of_batches_no_example_repeats_in_an_epoch(built,
     assert set(orders[0]) != set(orders[1])  # not always the same examples are left out
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"threads": 2, "prefetch": 3},
-        {"pairing": "unpaired"},
-        {"label_balance": True},
-    ],
-)
-def test_resume_is_exact(built, tokenizer, changes) -> None:
-    chosen = config(built, **RANDOM, **changes)
+@pytest.mark.parametrize("way", [*WAYS, "threads"])
+def test_resume_is_exact(built, tokenizer, way) -> None:
+    chosen = random_config(built, WAYS.get(way, {"threads": 2, "prefetch": 3}))
     straight = pipeline.train_iterator(chosen, tokenizer, seed=5)
     before = [next(straight) for _ in range(5)]
     state = json.loads(json.dumps(straight.get_state()))
@@ -209,9 +227,11 @@ def test_threads_do_not_change_the_batches(built, tokenizer) -> None:
     assert_same(plain, take(pipeline.train_iterator(chosen, tokenizer, seed=5), 12))
 
 
-def test_worker_processes_give_the_same_batches_and_resume(built, tokenizer) -> None:
-    plain = take(pipeline.train_iterator(config(built, **RANDOM), tokenizer, seed=5), 6)
-    working = pipeline.train_iterator(config(built, **RANDOM, workers=2), tokenizer, seed=5)
+@pytest.mark.parametrize("way", ["plain", "everything"])
+def test_worker_processes_give_the_same_batches_and_resume(built, tokenizer, way) -> None:
+    chosen = random_config(built, WAYS[way])
+    plain = take(pipeline.train_iterator(chosen, tokenizer, seed=5), 6)
+    working = pipeline.train_iterator({**chosen, "workers": 2}, tokenizer, seed=5)
     working.set_state({**working.get_state(), "step": 2})
     batches = [next(working) for _ in range(4)]
     state = working.get_state()
@@ -220,9 +240,9 @@ def test_worker_processes_give_the_same_batches_and_resume(built, tokenizer) -> 
     assert state["step"] == 6
 
 
-@pytest.mark.parametrize("changes", [{}, {"pairing": "unpaired"}, {"label_balance": True}])
-def test_two_processes_give_the_batch_of_one(built, tokenizer, changes) -> None:
-    chosen = config(built, **RANDOM, **changes)
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_give_the_batch_of_one(built, tokenizer, way) -> None:
+    chosen = random_config(built, WAYS[way])
     one = take(pipeline.train_iterator(chosen, tokenizer, seed=2), 9)
     two = [take(pipeline.train_iterator(chosen, tokenizer, 2, p, 2), 9) for p in (0, 1)]
     assert two[0][0]["image"].shape[0] == 4
@@ -284,20 +304,11 @@ def test_max_examples(built, tokenizer) -> None:
     assert pipeline.eval_batches(chosen, tokenizer, "validation").num_examples == 10
 
 
-class FakeSource(list):
-    """60 examples; "rare" is positive in two of them, "common" in 30 others."""
-
-    name = "fake"
-    label_names = ("rare", "common")
-
-    def __init__(self) -> None:
-        rows = np.zeros((60, 2), np.int8)
-        rows[:2, 0], rows[2:32, 1], rows[40] = 1, 1, (-1, -2)
-        super().__init__({"label": row} for row in rows)
-
-
 def test_label_balance_gives_every_group_the_same_share() -> None:
-    draw = pipeline._Balanced(FakeSource(), seed=0, stream=0)
+    # 60 examples; the first label is positive in two of them, the second in 30 others.
+    labels = np.zeros((60, 2), np.int8)
+    labels[:2, 0], labels[2:32, 1], labels[40] = 1, 1, (-1, -2)
+    draw = samplers.Balanced(labels, samplers.order_seed(0, 0), 0)
     epochs = np.array([draw(i, None) for i in range(300)]).reshape(5, 60)
     for epoch in epochs:
         # Three groups (no positive label is one): 20 of 60 draws each.
@@ -319,10 +330,6 @@ def test_label_balance_through_the_iterator(built, tokenizer, examples) -> None:
     present = np.flatnonzero(labels.any(axis=0))
     rarest = present[labels[:, present].sum(axis=0).argmin()]
     assert labels[drawn, rarest].mean() > 0.9 / (len(present) + 1)
-    without = pipeline.Source.__new__(pipeline.Source)
-    without.label_names, without.name = (), "plain"
-    with pytest.raises(UserError, match=r"needs labels, and plain has none"):
-        pipeline._Balanced(without, 0, 0)
 
 
 @pytest.mark.parametrize("sample", ["report", "findings", "impression", "section", "sentence"])
@@ -353,31 +360,29 @@ def test_text_sampling(built, tokenizer, examples, sample) -> None:
 
 
 def test_sentences_are_a_random_subset_in_order(tokenizer) -> None:
-    chosen = options.data_options({"text": {"sample": "sentences"}})
-    encoder = pipeline._TextEncoder(chosen, tokenizer)
+    encoder = TextEncoder(options.TextOptions(sample="sentences"), tokenizer)
     all_of_them = ["First here.", "Second there.", "Third gone."]
     text = " ".join(all_of_them)
-    seen = {encoder.choose({"text": text}, np.random.default_rng(i)) for i in range(80)}
+    seen = {encoder.choose({"text": text}, np.random.default_rng(i))[0] for i in range(80)}
     subsets = {
         " ".join(s for k, s in enumerate(all_of_them) if mask >> k & 1) for mask in range(1, 8)
     }
     assert seen == subsets
-    assert encoder.choose({"text": text}, None) == text  # evaluation reads everything
-    assert encoder.choose({"text": ""}, np.random.default_rng(0)) == ""
+    assert encoder.choose({"text": text}, None) == [text]  # evaluation reads everything
+    assert encoder.choose({"text": ""}, np.random.default_rng(0)) == [""]
 
 
 def test_row_without_a_section_gives_its_report(tokenizer) -> None:
-    chosen = options.data_options({"text": {"sample": "impression"}})
-    encoder = pipeline._TextEncoder(chosen, tokenizer)
+    encoder = TextEncoder(options.TextOptions(sample="impression"), tokenizer)
     rng = np.random.default_rng(0)
-    assert encoder.choose({"text": "Clear lungs."}, rng) == "Clear lungs."
+    assert encoder.choose({"text": "Clear lungs."}, rng) == ["Clear lungs."]
     text = "FINDINGS: a XXXX b. IMPRESSION: normal."
-    assert encoder.choose({"text": text}, rng) == "normal."
-    assert encoder.choose({}, rng) == ""
+    assert encoder.choose({"text": text}, rng) == ["normal."]
+    assert encoder.choose({}, rng) == [""]
 
 
 def test_equal_texts_have_equal_ids(tokenizer) -> None:
-    encoder = pipeline._TextEncoder(options.data_options({}), tokenizer)
+    encoder = TextEncoder(options.TextOptions(), tokenizer)
     first = encoder.encode(["No effusion.", "no  effusion", "Effusion."])["text_id"]
     again = encoder.encode(["Effusion.", "No effusion."])["text_id"]
     assert first[0] == first[1] == again[1]
@@ -385,14 +390,14 @@ def test_equal_texts_have_equal_ids(tokenizer) -> None:
 
 
 def test_rows_without_ids_share_none(tokenizer) -> None:
-    rows = [{"subject_id": ""}, {}, {"subject_id": "p"}, {"subject_id": "p"}]
-    ids = pipeline._ids(rows, np.arange(4), "subject_id")
+    examples = [{"subject_id": ""}, {}, {"subject_id": "p"}, {"subject_id": "p"}]
+    ids = rows.id_hashes(examples, np.arange(4), "subject_id")
     assert ids[2] == ids[3]
     assert len(set(ids.tolist())) == 3
 
 
 def test_missing_and_uncertain_labels() -> None:
-    label, mask = pipeline._labels([{"label": np.array([1, 0, -1, -2], np.int8)}, {}], 4)
+    label, mask = rows.label_arrays([{"label": np.array([1, 0, -1, -2], np.int8)}, {}], 4)
     np.testing.assert_array_equal(label, [[1, 0, -1, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(mask, [[1, 1, 1, 0], [0, 0, 0, 0]])
 
@@ -505,9 +510,9 @@ def test_options_have_defaults_and_pass_through() -> None:
 
 def test_shuffles_of_two_streams_differ() -> None:
     orders = [
-        np.concatenate([pipeline._shuffled_batches(40, 8, 0, s)[i] for i in range(5)])
-        for s in (pipeline._IMAGE_ORDER, pipeline._TEXT_ORDER)
+        np.concatenate([order._shuffled(40, 8, samplers.order_seed(0, s))[i] for i in range(5)])
+        for s in (samplers.IMAGE_ORDER, samplers.TEXT_ORDER)
     ]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
     assert (orders[0] != orders[1]).any()
-    assert isinstance(pipeline._shuffled_batches(40, 8, 0, 0), grain.MapDataset)
+    assert isinstance(order._shuffled(40, 8, 0), grain.MapDataset)

@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from medvlp_jax.data.reports import (
+    SECTION_HEADERS,
     clean_text,
+    descriptive_text,
     normalise_for_id,
     split_sections,
     split_sentences,
@@ -84,6 +86,80 @@ def test_sections() -> None:
 )
 def test_section_headers(text: str, expected: dict[str, str]) -> None:
     assert split_sections(text) == expected
+
+
+@pytest.mark.parametrize("name", SECTION_HEADERS)
+def test_all_spellings_open_their_section(name: str) -> None:
+    for word in SECTION_HEADERS[name]:
+        for form in (word.upper(), word.title(), word.capitalize(), word):
+            for header in (f"\n {form}:  ", f"\n\n{form} :\n\n "):
+                report = (
+                    f"                                 FINAL REPORT\n CT OF IT{header}Body of it."
+                )
+                found = split_sections(report)
+                assert found.pop("other", "CT OF IT") in ("CT OF IT", "FINAL REPORT CT OF IT")
+                examination = found.pop("examination", "CT OF IT")
+                assert examination.replace("CT OF IT", "").strip() in ("", "Body of it.")
+                if name != "examination":
+                    assert found == {name: "Body of it."}
+        alone = split_sections(f"INDICATION: cough.\n{word.upper()}\nBody of it.")
+        assert alone[name].endswith("Body of it.")
+
+
+VIEWS = (
+    "CHEST, TWO VIEWS", "PORTABLE CHEST", "PA AND LATERAL VIEWS OF THE CHEST", "AP UPRIGHT CHEST",
+    "SINGLE FRONTAL VIEW", "CHEST (PORTABLE AP)", "LUNGS",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_stand_for_findings_only_where_no_header_does(view: str) -> None:
+    assert split_sections(f"COMPARISON: None.\n\n {view}:  Clear.\n\n IMPRESSION: Normal.") == {
+        "comparison": "None.",
+        "findings": "Clear.",
+        "impression": "Normal.",
+    }
+    assert split_sections(f"{view}: Clear.") == {"findings": "Clear."}
+    title = split_sections(f"{view}:\n\n INDICATION: Cough.\n FINDINGS: Clear.\n {view}: same.")
+    assert title == {"indication": "Cough.", "findings": f"Clear. {view}: same."}
+    assert "findings" not in split_sections(f"IMPRESSION: Normal.\n {view}: same.")
+
+
+def test_lists_of_organs_are_one_section() -> None:
+    report = "COMPARISON: None.\nLUNGS: Clear.\nHEART: Normal.\nBONES: Intact.\nIMPRESSION: Normal."
+    found = split_sections(report)
+    assert found["findings"] == "Clear. HEART: Normal. BONES: Intact."
+    inside = split_sections(report.replace("LUNGS:", "FINDINGS:\nLUNGS:"))
+    assert inside["findings"] == "LUNGS: Clear. HEART: Normal. BONES: Intact."
+
+
+def test_headers_within_a_line_are_in_capitals() -> None:
+    report = "EXAM: CHEST 2V COMPARISON: CT HISTORY: cough FINDINGS: Clear, Comparison: same."
+    assert split_sections(report) == {
+        "examination": "CHEST 2V",
+        "comparison": "CT",
+        "indication": "cough",
+        "findings": "Clear, Comparison: same.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("No header. Clear.", "No header. Clear."),
+        ("INDICATION: Cough.\nFINDINGS: 1. a\n2. b\nIMPRESSION: c", "1. a\n2. b\n\nc"),
+        (
+            "INDICATION: Cough.\n\n The lungs are clear.\n\nNormal.",
+            "The lungs are clear.\n\nNormal.",
+        ),
+        ("WET READ: Clear.\nRECOMMENDATION(S): CT.\nADDENDUM: Told.", "Clear.\n\nTold."),
+        ("Clear. INDICATION: Cough.", "Clear."),
+        ("INDICATION: Cough.", ""),
+        ("", ""),
+    ],
+)
+def test_descriptive_text(report: str, expected: str) -> None:
+    assert descriptive_text(report) == expected
 
 
 @pytest.mark.parametrize(

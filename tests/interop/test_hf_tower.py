@@ -12,7 +12,7 @@ import pytest
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import exporting, hf_format, hf_tower
 from medvlp_jax.interop.exporting import ImageInput
-from medvlp_jax.models import bert, clip_text, convnext, resnet, vit
+from medvlp_jax.models import bert, clip_text, convnext, densenet, resnet, siglip_text, swin, vit
 
 BERT = {**bert.VARIANTS["test"], "vocab_size": 120, "max_positions": 40}
 VIT = vit.VARIANTS["test/8"]
@@ -24,6 +24,8 @@ CLIP = {
     "layer_norm_eps": 1e-5,
     "patch_bias": False,
 }
+SIGLIP = {**VIT, "class_token": False, "pooling": "map", "activation": "gelu_tanh"}
+SIGLIP_TEXT = {**siglip_text.VARIANTS["test"], "vocab_size": 120, "max_positions": 20}
 CLIP_TEXT = {**clip_text.VARIANTS["test"], "vocab_size": 120, "max_positions": 40}
 
 IMAGE: dict[str, tuple[Any, str, bool]] = {
@@ -38,6 +40,22 @@ IMAGE: dict[str, tuple[Any, str, bool]] = {
         False,
     ),
     "map": (vit.Encoder(**{**VIT, "pooling": "map"}), "ViTModel", False),
+    "siglip": (vit.Encoder(**SIGLIP), "SiglipVisionModel", True),
+    "siglip, fixed positions": (
+        vit.Encoder(**SIGLIP, positions="sincos", patch_bias=False),
+        "SiglipVisionModel",
+        True,
+    ),
+    "swin": (
+        swin.Encoder(width=16, depths=(2, 2), heads=(2, 4), window=4, patch_size=2),
+        "SwinModel",
+        True,
+    ),
+    "swin, padded windows": (
+        swin.Encoder(width=8, depths=(2, 2), heads=(1, 2), window=3),
+        "SwinModel",
+        True,
+    ),
     "tanh": (vit.Encoder(**{**VIT, "activation": "gelu_tanh"}), "ViTModel", True),
     "convnext": (convnext.Encoder(**CONVNEXT, batch_norm=True), "ConvNextModel", True),
     "resnet": (resnet.Encoder(**resnet.VARIANTS["test"]), "ResNetModel", True),
@@ -82,7 +100,7 @@ def test_image_tower(name: str, make_trained, tmp_path) -> None:
     states, pooled = out.last_hidden_state.numpy(), out.pooler_output.numpy().reshape(3, -1)
     if kind == "Dinov2WithRegistersModel":
         states = np.concatenate([states[:, :1], states[:, 4:]], axis=1)
-    if kind in ("ConvNextModel", "ResNetModel"):
+    if states.ndim == 4:
         states = states.transpose(0, 2, 3, 1).reshape(ours["states"].shape)
     scale = np.abs(states).max()
     np.testing.assert_allclose(ours["states"] / scale, states / scale, atol=1e-5)
@@ -121,6 +139,32 @@ def test_text_tower(name: str, make_trained, tmp_path) -> None:
         np.testing.assert_allclose(ours["pooled"], out.pooler_output.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("head", [None, 20])
+def test_siglip_text_tower(head: int | None, make_trained, tmp_path) -> None:
+    """Read at the length of training and without a mask."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoTokenizer, SiglipTextModel
+
+    trained = make_trained(text_encoder=siglip_text.Encoder(**SIGLIP_TEXT, head_dim=head))
+    done = hf_tower.export(trained, tmp_path / "out", "text")
+    assert done.verified
+    assert done.difference <= hf_tower.TOLERANCE
+    model = SiglipTextModel.from_pretrained(done.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(done.folder)
+    texts = ["no effusion", "small left pleural effusion"]
+    rows = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    assert set(rows) == {"input_ids"}
+    ids = rows["input_ids"].numpy().astype(np.int32)
+    assert ids.shape == (2, trained.max_length)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    ours = hf_tower.tower_outputs(trained, "text", batch)
+    with torch.inference_mode():
+        out = model(**rows)
+    np.testing.assert_allclose(ours["states"], out.last_hidden_state.numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(ours["pooled"], out.pooler_output.numpy(), atol=1e-4, rtol=1e-4)
+    assert not any("pooler_output" in note for note in done.notes)
+
+
 def test_heads_and_fusion_do_not_matter(make_trained, tmp_path) -> None:
     for name in ("convirt", "mgca", "m3ae"):
         done = hf_tower.export(make_trained(name), tmp_path / name, "text")
@@ -155,6 +199,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "padding_idx=1",
     ),
     "part": ({}, "both", "choose image or text"),
+    "densenet": (dict(image_encoder=densenet.Encoder(depths=(1,))), "image", "name='densenet'"),
+    "siglip with registers": (
+        dict(image_encoder=vit.Encoder(**SIGLIP, registers=2)),
+        "image",
+        "registers=2",
+    ),
 }
 
 
@@ -197,15 +247,17 @@ def test_a_downloaded_model_is_not_replaced(make_trained, tmp_path) -> None:
         hf_tower.export(trained, tmp_path / "bert", "image")
 
 
-@pytest.mark.parametrize("part", ["image", "text"])
+@pytest.mark.parametrize(("part", "siglip"), [("image", 0), ("text", 0), ("text", 1)])
 def test_the_code_of_the_card_runs(
-    part: hf_tower.Part, make_trained, tmp_path, monkeypatch, capsys, usage_code
+    part: hf_tower.Part, siglip: int, make_trained, tmp_path, monkeypatch, capsys, usage_code
 ) -> None:
     pytest.importorskip("torch")
     from PIL import Image
 
-    done = hf_tower.export(make_trained(), tmp_path / "out", part)
+    text = {"text_encoder": siglip_text.Encoder(**SIGLIP_TEXT)} if siglip else {}
+    trained = make_trained(**text)
+    done = hf_tower.export(trained, tmp_path / "out", part)
     monkeypatch.chdir(done.folder)
     Image.new("L", (50, 40)).save("image.png")
-    exec(usage_code(hf_tower.USAGE[part]), {})
+    exec(usage_code(hf_tower.usage(trained.model, part)), {})
     assert "torch.Size([1, " in capsys.readouterr().out

@@ -12,10 +12,13 @@ import pytest
 
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import exporting, onnx_export, torch_export
+from medvlp_jax.models import bert, clip_text, vit
 
 for _name in ("torch", "onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_name)
 
+BERT = {**bert.VARIANTS["test"], "vocab_size": 120, "max_positions": 40}
+CLIP_TEXT = {**clip_text.VARIANTS["test"], "vocab_size": 120, "max_positions": 40}
 QUICK = ("convirt", "m3ae")  # ResNet, MLP heads; CLIP's ViT, fusion
 
 
@@ -24,16 +27,21 @@ def compare(trained: Any, folder: Any) -> None:
     import onnxruntime
 
     manifest = json.loads((folder / "manifest.json").read_text())
-    batch = exporting.random_batch(trained, 5)
-    ours = exporting.outputs(trained, batch)
-    given = {k: v.numpy() for k, v in onnx_export.torch_batch(batch).items()}
-    for entry in manifest["functions"].values():
+    plain = exporting.random_batch(trained, 5)
+    full = {**plain, **torch_export.further(trained, 5)}
+    given = {k: v.numpy() for k, v in torch_export.torch_batch(trained, full).items()}
+    for function, entry in manifest["functions"].items():
         session = onnxruntime.InferenceSession(folder / entry["file"])
         names = [x["name"] for x in entry["inputs"]]
         assert [x.name for x in session.get_inputs()] == names
         got = session.run(None, {name: given[name] for name in names})[0]
-        assert entry["outputs"][0]["shape"] == ["batch", got.shape[1]]
-        np.testing.assert_allclose(got, ours[entry["outputs"][0]["name"]], atol=1e-5, rtol=1e-4)
+        assert entry["outputs"][0]["shape"] == ["batch", *got.shape[1:]]
+        ours = exporting.outputs(trained, full if "_with_" in function else plain)
+        want = ours[entry["outputs"][0]["name"]]
+        if got.ndim == 3:
+            real = plain["attention_mask"] > 0
+            got, want = got[real], want[real]
+        np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()), rtol=1e-4)
         assert np.abs(got[0] - got[1]).max() > 1e-3  # the inputs do matter
 
 
@@ -45,6 +53,42 @@ def test_graphs_give_our_outputs_at_any_batch_size(name: str, make_trained, tmp_
     assert done.difference <= onnx_export.TOLERANCE
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     compare(trained, done.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("swin, padded windows and shifts", "densenet", "clip resnet", "multi_image"),
+        *("frames of vit, mean", "resnet3d", "vit3d", "visual prompts", "siglip text"),
+        *("clip prompts", "captioner beside two encoders", "captioner of frames"),
+    ],
+)
+def test_every_tower(name: str, make_trained, tmp_path) -> None:
+    trained = make_trained(name)
+    compare(trained, onnx_export.export(trained, tmp_path / "out").folder)
+
+
+TEXT = {
+    "clip text": clip_text.Encoder(**CLIP_TEXT),
+    "clip text, eos id": clip_text.Encoder(**CLIP_TEXT, eos_token_id=7),
+    "bert, last token": bert.Encoder(**BERT, pooling="eos"),
+    "bert, attention": bert.Encoder(**BERT, pooling="attention"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXT)
+def test_poolings_of_texts(name: str, make_trained, tmp_path) -> None:
+    trained = make_trained(text_encoder=TEXT[name])
+    compare(trained, onnx_export.export(trained, tmp_path / "out").folder)
+
+
+@pytest.mark.slow
+def test_pooling_by_a_probe(make_trained, tmp_path) -> None:
+    options = {**vit.VARIANTS["test/8"], "class_token": False, "pooling": "map"}
+    trained = make_trained(image_encoder=vit.Encoder(**options))
+    compare(trained, onnx_export.export(trained, tmp_path / "out").folder)
 
 
 @pytest.mark.slow

@@ -121,6 +121,7 @@ EXPORTS = {
         batch_norm=True,
     ),
     "swin": swin.Encoder(width=16, depths=(2, 2), heads=(2, 4), window=4),
+    "densenet": densenet.Encoder(depths=(2, 1, 2), growth=6, stem_width=12),
 }
 
 

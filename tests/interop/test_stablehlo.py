@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pathlib
@@ -46,11 +45,16 @@ def test_programs_give_our_outputs_at_any_batch_size(any_trained, tmp_path) -> N
         assert np.abs(got[0] - got[1]).max() > 1e-3  # the inputs do matter
 
 
-@pytest.mark.parametrize("name", ["swin", "densenet", "clip_resnet", "multi_image"])
-def test_encoders_that_no_other_format_takes_fit(name: str, make_trained, tmp_path) -> None:
-    module = importlib.import_module(f"medvlp_jax.models.{name}")
-    encoder = module.Encoder(**module.VARIANTS["test"])
-    assert stablehlo.export(make_trained(image_encoder=encoder), tmp_path / "out").verified
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("swin, one window", "densenet", "clip resnet", "multi_image", "resnet3d", "vit3d"),
+        *("frames of vit, mean", "visual prompts", "clip prompts", "captioner"),
+        "captioner beside two encoders",
+    ],
+)
+def test_every_tower_fits(name: str, make_trained, tmp_path) -> None:
+    assert stablehlo.export(make_trained(name), tmp_path / "out").verified
 
 
 def test_manifest_and_files(make_trained, tmp_path) -> None:

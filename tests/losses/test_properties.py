@@ -12,12 +12,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from medvlp_jax.losses import (
     captioning,
+    convirt,
+    cxr_clip,
+    distillation,
+    local_intra_sample,
+    maco,
     masked,
     matching,
+    mil_nce,
+    momentum_contrast,
+    nt_xent,
     prototype,
     siglip,
     soft_contrast,
     token_alignment,
+    triage,
+    uniformity,
+    word_region,
 )
 from medvlp_jax.losses import info_nce as nce
 from medvlp_jax.parallel.mesh import make_mesh
@@ -60,6 +71,8 @@ def inputs(rows: int = B, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 PROTOTYPES = unit(np.random.default_rng(9).normal(size=(3, D)).astype(np.float32))
+QUEUE = unit(np.random.default_rng(10).normal(size=(5, D)).astype(np.float32))
+TURN = np.linalg.qr(np.random.default_rng(11).normal(size=(D, D)))[0].astype(np.float32)
 
 
 def tokens(x, variant):
@@ -80,7 +93,120 @@ def soft(x, cosine):
     return soft_contrast.soft_contrast(logits, targets, example_mask=x["mask"])
 
 
+def local_scores(x, **options):
+    return word_region.word_region_scores(x["patches"], x["words"], x["word_mask"], **options)
+
+
+def intra_sample(x, side, **options):
+    return sum(
+        local_intra_sample.local_intra_sample(
+            x[side], x[side][:, ::-1] ** 2, example_mask=x["mask"], **options
+        )
+    )
+
+
+def products(x, scale: float = 10.0):
+    return scale * jnp.matmul(x["image"], x["text"].T, precision="highest")
+
+
+def second(values):
+    """Another view of the same rows, whose unit embeddings are the first one's, turned by a fixed matrix."""
+    return jnp.matmul(values, TURN, precision="highest")
+
+
+def triaged(x, variant):
+    positives, negatives = triage.triage(
+        soft_contrast.label_similarity(x["label"], x["label"]), positive=0.7, negative=0.3
+    )
+    return triage.triaged_contrast(
+        products(x), positives, negatives, variant=variant, example_mask=x["mask"]
+    )
+
+
+def several_texts(x, variant):
+    return mil_nce.mil_nce(
+        x["image"],
+        jnp.stack([x["text"], second(x["text"])], axis=1),
+        10.0,
+        text_present=x["word_mask"][:, :2],
+        variant=variant,
+        example_mask=x["mask"],
+    )
+
+
+def with_queue(x, **options):
+    return momentum_contrast.momentum_contrast(
+        (x["image"], x["text"]),
+        (second(x["image"]), second(x["text"])),
+        (QUEUE, second(QUEUE)),
+        10.0,
+        example_mask=x["mask"],
+        **options,
+    )[0]
+
+
 LOSSES = {
+    "target_group": lambda x: soft_contrast.target_contrast(
+        products(x), soft_contrast.same_group(x["pair_labels"]), example_mask=x["mask"]
+    ),
+    "target_kad": lambda x: soft_contrast.target_contrast(
+        products(x),
+        soft_contrast.same_group(x["pair_labels"]),
+        normalise="l2",
+        example_mask=x["mask"],
+    ),
+    "target_prior": lambda x: soft_contrast.target_contrast(
+        products(x),
+        soft_contrast.clinical_prior(x["text"]),
+        normalise="none",
+        example_mask=x["mask"],
+    ),
+    "triage_paper": lambda x: triaged(x, "paper"),
+    "triage_released": lambda x: triaged(x, "released"),
+    "mil_nce_paper": lambda x: several_texts(x, "paper"),
+    "mil_nce_released": lambda x: several_texts(x, "released"),
+    "cxr_clip": lambda x: cxr_clip.cxr_clip(
+        (x["image"], second(x["image"])),
+        (x["text"], second(x["text"])),
+        10.0,
+        example_mask=x["mask"],
+    )[0],
+    "maco": lambda x: maco.correlation_weighted_contrast(
+        x["image"], x["text"], x["word_attention"].sum(1), 10.0, example_mask=x["mask"]
+    ),
+    "refers": lambda x: convirt.convirt(
+        x["image"], x["text"], variant="released", example_mask=x["mask"]
+    ),
+    "albef": with_queue,
+    "mumc": lambda x: with_queue(x, unimodal_weight=0.5, unimodal_alpha=0.2),
+    "distillation": lambda x: distillation.similarity_distillation(
+        products(x), products({**x, "text": second(x["text"])}), example_mask=x["mask"]
+    ),
+    "nt_xent": lambda x: sum(nt_xent.nt_xent(x["image"], x["text"], example_mask=x["mask"])),
+    "intra_sample_regions": lambda x: intra_sample(
+        x, "patches", positives=local_intra_sample.spatial_positives(1, N)
+    ),
+    "intra_sample_sentences": lambda x: intra_sample(
+        x, "words", mask=x["word_mask"], weights=x["word_attention"]
+    ),
+    "alignment": lambda x: uniformity.alignment(
+        x["image"], x["text"], alpha=1.5, example_mask=x["mask"]
+    ),
+    "uniformity": lambda x: uniformity.uniformity(x["image"], example_mask=x["mask"]),
+    "local_uniformity": lambda x: uniformity.local_uniformity(
+        x["words"], x["word_mask"], example_mask=x["mask"]
+    ),
+    "word_region": lambda x: sum(
+        word_region.word_region(local_scores(x), x["word_mask"], example_mask=x["mask"])
+    ),
+    "word_region_released": lambda x: sum(
+        word_region.word_region(
+            local_scores(x, variant="released", tile=3), x["word_mask"], example_mask=x["mask"]
+        )
+    ),
+    "matching_triplet": lambda x: sum(
+        word_region.matching_triplet(local_scores(x), example_mask=x["mask"])
+    ),
     "info_nce": lambda x: nce.info_nce(x["image"], x["text"], 10.0, example_mask=x["mask"]),
     "convirt": lambda x: nce.info_nce(
         x["image"], x["text"], 10.0, image_to_text_weight=0.75, example_mask=x["mask"]

@@ -119,3 +119,19 @@ def test_map_pooling_ignores_masked_tokens_and_reads_the_others(fill):
     changed = tokens + np.where(mask == 0, 9, 0)[..., None]
     np.testing.assert_array_equal(pool.apply(variables, changed, mask), out)
     assert np.abs(pool.apply(variables, tokens[:, ::2]) - out).max() > 1e-3
+
+
+def test_sentences_are_pooled_one_by_one():
+    tokens = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+    ids = np.array([[-1, 0, 0, 1, 3, -1], [-1, -1, -1, -1, -1, -1]], np.int32)
+    members = {0: [1, 2], 1: [3], 3: [4]}
+    for method, reduce in (("mean", np.mean), ("max", np.max)):
+        run = jax.jit(pooling.pool_sentences, static_argnums=(2, 3))
+        states, mask = run(tokens, ids, 3, method)
+        np.testing.assert_array_equal(mask, [[1, 1, 0], [0, 0, 0]])
+        for sentence in (0, 1):
+            wanted = reduce(tokens[0, members[sentence]], axis=0)
+            np.testing.assert_allclose(states[0, sentence], wanted, rtol=1e-6)
+        np.testing.assert_array_equal(states[mask == 0], 0)
+    with pytest.raises(UserError, match="choose mean or max"):
+        pooling.pool_sentences(tokens, ids, 3, "sum")

@@ -72,6 +72,35 @@ def save_table() -> Callable[..., None]:
 
 
 @pytest.fixture
+def save_nih(save_image: Callable[..., None]) -> Callable[..., list[str]]:
+    """`save_nih(folder, images)`: ChestX-ray14 with two images per patient; returns the file names. The
+    last tenth of the patients is the published test set."""
+
+    def save(folder: pathlib.Path, images: int) -> list[str]:
+        names = [f"{1 + i // 2:08d}_{i % 2:03d}.png" for i in range(images)]
+        lines = [
+            "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+            "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+        ]
+        for name in names:
+            save_image(folder / "images_001" / "images" / name)
+            finding = "Effusion" if name.endswith("1.png") else "No Finding"
+            patient, number = int(name[:8]), int(name[9:12])
+            lines.append(f"{name},{finding},{number},{patient},58,M,PA,2682,2749,0.143,0.143,")
+        box = f"{names[0]},Effusion,10.0,20.0,25.0,10.0,,,\n"
+        (folder / "Data_Entry_2017.csv").write_text("\n".join(lines) + "\n")
+        (folder / "BBox_List_2017.csv").write_text(
+            f"Image Index,Finding Label,Bbox [x,y,w,h],,,\n{box}"
+        )
+        edge = 2 * round(0.45 * images)
+        (folder / "train_val_list.txt").write_text("\n".join(names[:edge]))
+        (folder / "test_list.txt").write_text("\n".join(names[edge:]))
+        return names
+
+    return save
+
+
+@pytest.fixture
 def built(tmp_path: pathlib.Path) -> Callable[..., dict[str, dict[str, Any]]]:
     """`built(name, folder, **options)`: builds into `tmp_path / "out"`; split -> image_id -> example."""
 

@@ -91,6 +91,20 @@ def test_splits_are_deterministic_and_by_patient(tmp_path) -> None:
         assert first[f"im/{i}.png"] == first[f"im/{i + 1}.png"]
 
 
+@pytest.mark.parametrize("column", ["article", "pmcid"])
+def test_figures_of_one_article_stay_together(tmp_path, column) -> None:
+    rows = [
+        {"image": f"{i}.png", "caption": f"figure {i}", column: f"PMC{i // 3}"} for i in range(60)
+    ]
+    build.build_dataset(
+        "image_text_folder", tmp_path, manual_dir=write_folder(tmp_path / "f", rows)
+    )
+    found = split_of(tmp_path)
+    assert set(found.values()) == {"train", "validation", "test"}
+    for i in range(60):
+        assert found[f"{i}.png"] == found[f"{i - i % 3}.png"]
+
+
 def test_csv_with_a_split_column_and_labels(tmp_path) -> None:
     rows = [
         {
@@ -319,7 +333,7 @@ def test_two_builds_at_once_do_not_destroy_each_other(tmp_path) -> None:
     half_built = tmp_path / "image_text_folder" / "src" / "incomplete.ABC_1.0.0"
     half_built.mkdir(parents=True)
     with (
-        build._only_build_of(half_built.parent / "1.0.0"),
+        build._locked(half_built.parent / ".building", "another process is building it"),
         pytest.raises(UserError, match="another process is building"),
     ):
         build.build_dataset("image_text_folder", tmp_path, manual_dir=folder)

@@ -10,12 +10,13 @@ import pytest
 
 from medvlp_jax.data.paths import dataset_folder
 from medvlp_jax.data.spec import all_specs, load_spec
+from medvlp_jax.data.split_lists import split_hash
 from medvlp_jax.errors import UserError
 from tfds_builders.chexpert.chexpert import ChexpertConfig
 from tfds_builders.manual_builder import ManualConfig, parse_config
 from tfds_builders.manual_tables import read_lines, read_rows, read_tagged_lines
 from tfds_builders.official_layout import Needed, require_images, require_layout
-from tfds_builders.patient_splits import hash_splits, split_hash
+from tfds_builders.patient_splits import hash_splits
 
 SPEC = load_spec("nih_cxr14")
 

@@ -208,7 +208,7 @@ def test_patient_in_two_splits_stops(folder, built) -> None:
 def test_options(folder, built, save_table, tmp_path) -> None:
     with pytest.raises(UserError, match=r"labeler='chexbert': expected chexpert or negbio"):
         built("mimic_cxr", folder, labeler="chexbert")
-    with pytest.raises(UserError, match="option 'sise' is unknown; there are labeler"):
+    with pytest.raises(UserError, match=r"option 'sise' is unknown; there are equalise, exclude, .*labeler"):
         built("mimic_cxr", folder, sise="3")
     with pytest.raises(UserError, match="size='-3': expected a value like 256"):
         built("mimic_cxr", folder, size="-3")
@@ -221,6 +221,17 @@ def test_options(folder, built, save_table, tmp_path) -> None:
     assert set(labels_of(example).values()) == {1}
     assert example["image"][:4] == b"\x89PNG"
     assert int(np.frombuffer(example["image"][16:24], ">u4").min()) == 32
+
+
+def test_patients_of_a_benchmark_are_left_out(folder, built, save_table, tmp_path) -> None:
+    """MS-CXR-T writes paths without suffix into dicom_id, MS-CXR and Chest ImaGenome the id alone."""
+    file = tmp_path / "benchmark.csv"
+    save_table(file, [{"dicom_id": "p10/p10000032/s50000001/aa-01"}, {"dicom_id": "bb-01"}])
+    found = built("mimic_cxr", folder, exclude=str(file))
+    assert {split: set(rows) for split, rows in found.items()} == {"test": {"cc-01"}}
+    metadata = pipeline.open_source("mimic_cxr", "test", tmp_path / "out").metadata
+    assert metadata["dropped"] == {"excluded_patient": 5, "rejected": 0}
+    assert metadata["expected_counts"] == {"test": 5_159}
 
 
 def test_built_once_and_changes_are_noticed(folder, built, tmp_path) -> None:

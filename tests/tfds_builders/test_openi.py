@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tarfile
 from xml.sax.saxutils import escape
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from medvlp_jax.data import check, pipeline
 from medvlp_jax.data.spec import load_spec
 from medvlp_jax.errors import UserError
+from tfds_builders.downloads import fetch
 
 NAMES = load_spec("openi").label_names
 
@@ -123,6 +125,18 @@ def test_errors_name_the_remedy(folder, built) -> None:
     (folder / "png").rename(folder / "images")
     with pytest.raises(UserError, match=r"holds no \.xml files"):
         built("openi", folder)
+
+
+def test_fetched_archives_fill_the_layout(folder, built) -> None:
+    builder = load_spec("openi").builder_class()
+    fetched = folder.parent / "fetched"
+    for download, inside in zip(builder.DOWNLOADS, ("ecgen-radiology", "."), strict=True):
+        place = fetched / download.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(place, "w:gz") as archive:
+            archive.add(folder / ("NLMCXR_png" if inside == "." else inside), inside)
+    fetch(builder.DOWNLOADS, fetched)  # what is there is not fetched again, only unpacked
+    assert sum(map(len, built("openi", fetched).values())) == 36
 
 
 def test_real_reports(data_dir, tmp_path, built, save_image) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+import zipfile
 
 import pytest
 
 from medvlp_jax.data import check
+from medvlp_jax.data.spec import load_spec
 from medvlp_jax.errors import UserError
+from tfds_builders.downloads import fetch
 
 JSON = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
@@ -48,6 +51,19 @@ def folder(tmp_path, save_image) -> pathlib.Path:
             entries.append(entry(name, 2 * i + 1, "test_para" if i % 2 else "test_freeform"))
     (folder / JSON).write_text(json.dumps(entries))
     return folder
+
+
+def test_fetched_archive_fills_the_layout(folder, built) -> None:
+    builder = load_spec("vqa_rad").builder_class()
+    images = builder.DOWNLOADS[1]
+    fetched = folder.parent / "fetched"
+    (fetched / images.path).parent.mkdir(parents=True)
+    (folder / JSON).rename(fetched / builder.DOWNLOADS[0].path)
+    with zipfile.ZipFile(fetched / images.path, "w") as archive:
+        for file in (folder / IMAGES).iterdir():
+            archive.write(file, file.name)
+    fetch(builder.DOWNLOADS, fetched)  # what is there is not fetched again, only unpacked
+    assert sum(map(len, built("vqa_rad", fetched).values())) == 20
 
 
 def test_default_is_leak_free(folder, built, tmp_path, capsys) -> None:

@@ -13,6 +13,7 @@ from medvlp_jax.data.datasets.chexpert import SPEC as CHEXPERT
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
 from tfds_builders.chexpert_labels import label_cells
+from tfds_builders.exclusive_positives import ExcludingConfig, exclude_patients, option_files
 from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
 from tfds_builders.manual_tables import number, read_rows
 from tfds_builders.official_layout import Needed, require_layout
@@ -37,32 +38,43 @@ _REPORT_COLUMNS = (
 
 
 @dataclasses.dataclass
-class ChexpertConfig(ManualConfig):
+class ChexpertFilesConfig(ManualConfig):
+    """Options of every dataset that is made from the files of CheXpert.
+
+    Attributes:
+        reports: "auto" takes those of CheXpert Plus when its table is there; "require"; "none".
+    """
+
+    CHOICES: ClassVar = {**ManualConfig.CHOICES, "reports": ("auto", "require", "none")}
+
+    reports: str = "auto"
+
+
+@dataclasses.dataclass
+class ChexpertConfig(ChexpertFilesConfig, ExcludingConfig):
     """Options of CheXpert.
 
     Attributes:
         split: "official": train.csv and valid.csv are train and validation; "holdout": 2 % of the patients
             of train.csv, by a hash, are validation, and valid.csv is test.
-        reports: "auto" takes those of CheXpert Plus when its table is there; "require"; "none".
     """
 
     CHOICES: ClassVar = {
-        **ManualConfig.CHOICES,
+        **ChexpertFilesConfig.CHOICES,
+        **ExcludingConfig.CHOICES,
         "split": ("official", "holdout"),
-        "reports": ("auto", "require", "none"),
     }
     VARIANTS: ClassVar = {"official": {"split": "official"}, "holdout": {"split": "holdout"}}
 
     split: str = "official"
-    reports: str = "auto"
 
 
-class Chexpert(ManualBuilder):
-    """Radiographs with labels, views, sex and age, and reports where they are there."""
+class ChexpertFiles(ManualBuilder):
+    """Reader of the official files; examples are radiographs with labels, view, sex, age and report."""
 
     SPEC: ClassVar[DatasetSpec] = CHEXPERT
-    CONFIG = ChexpertConfig
-    _settings: ChexpertConfig
+    CONFIG = ChexpertFilesConfig
+    _settings: ChexpertFilesConfig
 
     def extra_features(self) -> dict[str, Any]:
         return dict.fromkeys(("indication", "comparison"), tfds.features.Text())
@@ -100,27 +112,48 @@ class Chexpert(ManualBuilder):
         return found[0] if found else None
 
     def read_corpus(self, folder: pathlib.Path) -> Corpus:
+        """Everything, with train.csv as train and valid.csv as validation."""
         train, valid = self._tables(folder)
         reports_file = self._reports_file(folder)
         reports = dict(_read_reports(reports_file)) if reports_file else {}
-        holdout = self._settings.split == "holdout"
         records = list(_read_records(folder, train, "train", reports))
-        if holdout:
-            patients = {record.subject_id for record in records}
-            places = hash_splits(patients, (1 - _HOLDOUT, _HOLDOUT), splits=("train", "validation"))
-            records = [dataclasses.replace(r, split=places[r.subject_id]) for r in records]
-        records += _read_records(folder, valid, "test" if holdout else "validation", reports)
+        records += _read_records(folder, valid, "validation", reports)
         if reports_file and not any(record.fields["text"] for record in records):
             raise UserError(
                 f"{reports_file}: no path_to_image is one of {train.name} or {valid.name}; take the "
                 "published files unchanged, or --option reports=none"
             )
-        expected = self.SPEC.expected_counts
         return Corpus(
             records=records,
             table=train,
-            label_names=self.SPEC.label_names,
-            expected={"test": expected["validation"]} if holdout else expected,
+            label_names=CHEXPERT.label_names,
+            expected=CHEXPERT.expected_counts,
+        )
+
+
+class Chexpert(ChexpertFiles):
+    """CheXpert as published, or with a validation set of its own."""
+
+    CONFIG = ChexpertConfig
+    _settings: ChexpertConfig
+
+    def table_files(self, folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+        excluded = option_files(self._settings.exclude, "exclude")
+        return super().table_files(folder) + excluded
+
+    def read_corpus(self, folder: pathlib.Path) -> Corpus:
+        corpus = exclude_patients(super().read_corpus(folder), self._settings, exclusive="all")
+        if self._settings.split == "official":
+            return corpus
+        training = {r.subject_id for r in corpus.records if r.split == "train"}
+        places = hash_splits(training, (1 - _HOLDOUT, _HOLDOUT), splits=("train", "validation"))
+        moved = [
+            dataclasses.replace(r, split=places[r.subject_id] if r.split == "train" else "test")
+            for r in corpus.records
+        ]
+        expected = corpus.expected.get("validation")
+        return dataclasses.replace(
+            corpus, records=moved, expected={} if expected is None else {"test": expected}
         )
 
 

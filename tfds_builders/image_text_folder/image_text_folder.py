@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from medvlp_jax.data.contrast import EQUALISE, Equalise
 from medvlp_jax.data.images import ImageError
+from medvlp_jax.data.split_lists import split_hash, write_split_lists
 from medvlp_jax.errors import UserError
 from tfds_builders.image_text_folder.table import Row, Table, find_table, label_names, read_table
-from tfds_builders.patient_splits import SPLITS, hash_splits, split_hash
+from tfds_builders.patient_splits import SPLITS, hash_splits
 from tfds_builders.stored_images import RejectedFiles, load_ahead, read_image, stored_bytes
 
 
@@ -32,6 +34,7 @@ class FolderConfig(tfds.core.BuilderConfig):
         table: name of the table in it; "" looks for one.
         size: shorter side of the stored images in pixels; 0 keeps the original size.
         quality: JPEG quality of the stored images; 0 stores PNG.
+        equalise: contrast of the stored images: "none", "histogram" (as MIMIC-CXR-JPG) or "clahe".
         fractions: shares of the patients in train, validation and test, where the table has no split.
         fold: number of a fold of a cross-validation by patient: with a test share of 0.2, the folds 0 to 4
             test every patient once. 0 is the usual split.
@@ -48,6 +51,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     table: str = ""
     size: int = 256
     quality: int = 95
+    equalise: Equalise = "none"
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     fold: int = 0
     max_rejected: float = 0.01
@@ -90,6 +94,10 @@ def make_config(folder: str | os.PathLike[str], options: dict[str, str]) -> Fold
         raise UserError(
             f"option fold={config.fold}: with a test share of {config.fractions[2]:g} there are the folds 0 "
             f"to {math.ceil(1 / max(config.fractions[2], 1e-9) - 1e-9) - 1}"
+        )
+    if config.equalise not in EQUALISE:
+        raise UserError(
+            f"option equalise={config.equalise!r}: expected {', '.join(EQUALISE[:-1])} or {EQUALISE[-1]}"
         )
     if config.patient_in_two_splits not in ("refuse", "first"):
         raise UserError(
@@ -178,13 +186,15 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
             split: len({_patient(r) for r, s in zip(rows, assigned, strict=True) if s == split})
             for split in SPLITS
         }
+        ids = [(s, row.image) for row, s in zip(rows, assigned, strict=True)]
+        write_split_lists(pathlib.Path(self.data_path), ids, version="1")
         metadata = {
             "label_names": list(names),
             "rows": len(table.rows),
             "dropped": {"blank_text": len(table.rows) - len(rows), "rejected": 0},
             "patients": patients,
             "rows_without_patient": sum(not row.subject_id for row in rows),
-            "split_hash": split_hash((s, row.image) for row, s in zip(rows, assigned, strict=True)),
+            "split_hash": split_hash(ids),
             "columns": table.columns,
             "table_hash": _table_hash(settings),
             "options": _recorded_options(settings),
@@ -206,7 +216,9 @@ class ImageTextFolder(tfds.core.GeneratorBasedBuilder):
 
         def load(row: Row) -> bytes:
             image = read_image(folder, row.image)
-            return stored_bytes(image, size=settings.size, quality=settings.quality)
+            return stored_bytes(
+                image, size=settings.size, quality=settings.quality, contrast=settings.equalise
+            )
 
         for row, image in load_ahead(rows, load, settings.workers):
             try:

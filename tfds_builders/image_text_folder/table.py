@@ -19,14 +19,16 @@ from medvlp_jax.errors import UserError
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 _PREFERRED = ("metadata", "data", "index", "reports", "captions")
 
-# Column names that users and published tables give to each field, in order of preference.
+# Column names that users and published tables give to each field, in order of preference. Figures of one
+# article belong together as images of one patient do.
 ALIASES: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_path", "path", "file", "filename", "file_name", "filepath", "img",
-              "image_file", "dicom", "dicom_path"),
+              "image_file", "dicom", "dicom_path", "volume", "volume_path", "nifti", "series"),
     "text": ("text", "report", "caption", "report_text", "note", "notes", "clinical_notes", "description"),
     "findings": ("findings",),
     "impression": ("impression", "impressions", "conclusion"),
-    "subject_id": ("subject_id", "patient_id", "patientid", "patient", "subject", "pid"),
+    "subject_id": ("subject_id", "patient_id", "patientid", "patient", "subject", "pid",
+                   "article", "article_id", "pmcid", "pmc_id"),
     "study_id": ("study_id", "studyid", "study", "exam_id", "accession"),
     "label": ("label", "labels", "finding", "diagnosis", "class", "keywords", "tags"),
     "split": ("split", "fold", "subset", "partition"),

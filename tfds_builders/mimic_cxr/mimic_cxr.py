@@ -16,11 +16,11 @@ from medvlp_jax.data.images import ImageError
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
 from tfds_builders.chexpert_labels import label_cells
+from tfds_builders.exclusive_positives import ExcludingConfig, exclude_patients, option_files
 from tfds_builders.manual_builder import (
     UNKNOWN,
     Corpus,
     ManualBuilder,
-    ManualConfig,
     Record,
 )
 from tfds_builders.manual_tables import number, read_rows
@@ -40,14 +40,14 @@ _METADATA_COLUMNS = (
 
 
 @dataclasses.dataclass
-class MimicCxrConfig(ManualConfig):
+class MimicCxrConfig(ExcludingConfig):
     """Options of MIMIC-CXR.
 
     Attributes:
         labeler: whose labels: "chexpert" or "negbio" (mimic-cxr-2.0.0-negbio.csv.gz).
     """
 
-    CHOICES: ClassVar = {**ManualConfig.CHOICES, "labeler": ("chexpert", "negbio")}
+    CHOICES: ClassVar = {**ExcludingConfig.CHOICES, "labeler": ("chexpert", "negbio")}
 
     labeler: str = "chexpert"
 
@@ -69,12 +69,14 @@ class _Image:
         return f"p{self.subject_id[:2]}/p{self.subject_id}/s{self.study_id}"
 
 
-class MimicCxr(ManualBuilder):
-    """Radiographs with reports, labels, views and the study before, in the official split."""
+class MimicCxrFiles(ManualBuilder):
+    """Reader of the official files; examples are radiographs with report, labels, view and study before."""
 
     SPEC: ClassVar[DatasetSpec] = MIMIC_CXR
-    CONFIG = MimicCxrConfig
-    _settings: MimicCxrConfig
+
+    def labeler(self) -> str:
+        """Whose labels are read."""
+        return "chexpert"
 
     def extra_features(self) -> dict[str, Any]:
         text = tfds.features.Text()
@@ -86,7 +88,7 @@ class MimicCxr(ManualBuilder):
 
     def _layout(self, folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
         """Metadata, split and label table, images, reports."""
-        labels = f"mimic-cxr-2.0.0-{self._settings.labeler}.csv.gz"
+        labels = f"mimic-cxr-2.0.0-{self.labeler()}.csv.gz"
         reports = (
             "the reports: unzip mimic-cxr-reports.zip of https://physionet.org/content/mimic-cxr/2.0.0/ "
             "with -d mimic-cxr-reports"
@@ -100,13 +102,18 @@ class MimicCxr(ManualBuilder):
         )
         return require_layout(folder, self.SPEC, needed)
 
-    def read_corpus(self, folder: pathlib.Path) -> Corpus:
+    def read_tables(self, folder: pathlib.Path) -> Corpus:
+        """All examples in the official split; whether the reports are there is not looked at yet.
+
+        Raises:
+            UserError: wrong layout or table.
+        """
         metadata, splits_file, labels_file, _, reports = self._layout(folder)
         images = list(_read_images(metadata))
         splits = _read_splits(splits_file)
         labels = _read_labels(labels_file)
         time_line = _time_line(images)
-        unlabelled = np.full(len(self.SPEC.label_names), UNKNOWN, np.int8)
+        unlabelled = np.full(len(MIMIC_CXR.label_names), UNKNOWN, np.int8)
         records = []
         for image in images:
             if image.dicom_id not in splits:
@@ -131,34 +138,33 @@ class MimicCxr(ManualBuilder):
                     source=reports / f"{image.study_path}.txt",
                 )
             )
-        dropped = self._drop_without_report(records, reports)
         return Corpus(
             records=records,
             table=metadata,
-            label_names=self.SPEC.label_names,
-            expected=self.SPEC.expected_counts,
-            dropped=dropped,
+            label_names=MIMIC_CXR.label_names,
+            expected=MIMIC_CXR.expected_counts,
         )
 
-    def _drop_without_report(self, records: list[Record], reports: pathlib.Path) -> dict[str, int]:
-        """Takes out records whose report is not there, if the user allows it.
+    def drop_without_report(self, folder: pathlib.Path, corpus: Corpus) -> Corpus:
+        """Takes out examples whose report is not there, if the user allows it.
 
         Raises:
             UserError: reports are missing and `missing_images` is "refuse".
         """
-        there = {path: path.is_file() for path in {record.source for record in records}}
+        reports = self._layout(folder)[4]
+        there = {path: path.is_file() for path in {record.source for record in corpus.records}}
         missing = sorted(str(p.relative_to(reports)) for p, exists in there.items() if not exists)
         if not missing:
-            return {}
+            return corpus
         if self._settings.missing_images == "refuse":
             raise UserError(
                 f"{len(missing)} of {len(there)} reports are not in {reports}: "
                 f"{', '.join(missing[:5])}. Unpack mimic-cxr-reports.zip completely, or build what is "
                 "there: --option missing_images=skip"
             )
-        before = len(records)
-        records[:] = [record for record in records if there[record.source]]
-        return {"missing_report": before - len(records)}
+        records = [record for record in corpus.records if there[record.source]]
+        dropped = {**corpus.dropped, "missing_report": len(corpus.records) - len(records)}
+        return dataclasses.replace(corpus, records=records, dropped=dropped)
 
     def complete(self, record: Record, height: int, width: int) -> dict[str, Any]:
         del height, width
@@ -167,6 +173,29 @@ class MimicCxr(ManualBuilder):
         except (OSError, UnicodeDecodeError) as error:
             raise ImageError(f"report {record.source.name} cannot be read: {error}") from error
         return report_fields(report)
+
+
+class MimicCxr(MimicCxrFiles):
+    """MIMIC-CXR in the official split."""
+
+    CONFIG = MimicCxrConfig
+    _settings: MimicCxrConfig
+
+    def labeler(self) -> str:
+        return self._settings.labeler
+
+    def table_files(self, folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+        excluded = option_files(self._settings.exclude, "exclude")
+        return super().table_files(folder) + excluded
+
+    def read_corpus(self, folder: pathlib.Path) -> Corpus:
+        if self._settings.exclude_5x200 == "yes" and self._settings.labeler != "chexpert":
+            raise UserError(
+                "option exclude_5x200=yes needs labeler=chexpert, whose labels mimic_5x200 is chosen by; or "
+                "give --option exclude=FILE"
+            )
+        corpus = exclude_patients(self.read_tables(folder), self._settings, exclusive="five")
+        return self.drop_without_report(folder, corpus)
 
 
 def _read_images(file: pathlib.Path) -> Iterable[_Image]:

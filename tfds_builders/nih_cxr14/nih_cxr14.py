@@ -79,7 +79,7 @@ class NihCxr14(ManualBuilder):
     def read_corpus(self, folder: pathlib.Path) -> Corpus:
         table, boxes_file, train_list, test_list, _ = self._layout(folder)
         boxes = _read_boxes(boxes_file)
-        paths = _find_images(folder)
+        paths = find_images(folder)
         records = []
         for line, row in read_rows(table, _ENTRY_COLUMNS):
             name = row["Image Index"]
@@ -183,7 +183,7 @@ def _official_splits(
     return {**splits, **{patient: "test" for patient, is_test in lists.items() if is_test}}
 
 
-def _find_images(folder: pathlib.Path) -> dict[str, str]:
+def find_images(folder: pathlib.Path) -> dict[str, str]:
     """Image -> path relative to the folder: one folder of all, or the twelve of the archives."""
     return {
         path.name: path.relative_to(folder).as_posix()

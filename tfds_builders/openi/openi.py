@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from medvlp_jax.data.datasets.openi import SPEC as OPENI
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
+from tfds_builders.downloads import Download
 from tfds_builders.manual_builder import (
     UNKNOWN,
     Corpus,
@@ -27,6 +28,7 @@ from tfds_builders.official_layout import Needed, find_one, require_layout
 from tfds_builders.patient_splits import hash_splits
 from tfds_builders.report_fields import section_fields
 
+_ADDRESS = "https://openi.nlm.nih.gov/imgs/collections"
 _FRACTIONS = (0.7, 0.1, 0.2)
 _PROJECTIONS = "indiana_projections.csv"
 _UNINDEXED = {"no indexing"}
@@ -80,6 +82,11 @@ class Openi(ManualBuilder):
 
     SPEC: ClassVar[DatasetSpec] = OPENI
     CONFIG = OpeniConfig
+    DOWNLOADS: ClassVar[tuple[Download, ...]] = (
+        Download(f"{_ADDRESS}/NLMCXR_reports.tgz", "NLMCXR_reports.tgz", unpack=True),
+        # The archive of images has no folder of its own.
+        Download(f"{_ADDRESS}/NLMCXR_png.tgz", "NLMCXR_png/NLMCXR_png.tgz", unpack=True),
+    )
     _settings: OpeniConfig
 
     def extra_features(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from medvlp_jax.errors import UserError
 from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
 from tfds_builders.manual_tables import read_rows, read_tagged_lines
 from tfds_builders.official_layout import Needed, require_layout
+from tfds_builders.split_leaks import leak_notes
 
 _PLACES = ("data", "all_data", ".")
 _KINDS = {
@@ -79,13 +80,15 @@ class Roco(ManualBuilder):
                     records.append(record)
                 else:
                     blank += 1
+        if not records:
+            raise UserError("captions.txt of all splits are blank; clone the repository again")
         return Corpus(
             records=records,
             table=parts[0][2][0],
             label_names=(),
             expected={"rows": _ROWS[self._settings.kind]},
             dropped={"blank_text": blank},
-            notes=_shared_articles(records),
+            notes=leak_notes(records),
             patient_hint="their article is not in licences.txt",
             # The published split is by figure; an article may have figures in several splits.
             shared_subjects=True,
@@ -122,17 +125,3 @@ def _read_part(
                 "kind": kind,
             },
         )
-
-
-def _shared_articles(records: list[Record]) -> tuple[str, ...]:
-    """What the build says about articles that have figures in several splits."""
-    if not records:
-        raise UserError("captions.txt of all splits are blank; clone the repository again")
-    splits: dict[str, set[str]] = {}
-    for record in records:
-        if record.subject_id:
-            splits.setdefault(record.subject_id, set()).add(record.split)
-    shared = sum(len(found) > 1 for found in splits.values())
-    if not shared:
-        return ()
-    return (f"warning: {shared} articles have figures in more than one of the published splits",)

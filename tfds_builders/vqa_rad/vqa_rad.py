@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections import Counter
 from typing import Any, ClassVar
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from medvlp_jax.data.datasets.vqa_rad import SPEC as VQA_RAD
 from medvlp_jax.data.spec import DatasetSpec
 from medvlp_jax.errors import UserError
-from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig, Record
+from tfds_builders.downloads import Download
+from tfds_builders.json_files import listed, read_json
+from tfds_builders.manual_builder import Corpus, ManualBuilder, ManualConfig
 from tfds_builders.official_layout import Needed, require_layout
 from tfds_builders.patient_splits import hash_splits
+from tfds_builders.questions import (
+    Groups,
+    count_questions,
+    group_questions,
+    question_record,
+    questions_feature,
+)
 
 _FRACTIONS = (0.7, 0.1, 0.2)
 _SPLITS = {
@@ -54,12 +60,19 @@ class VqaRad(ManualBuilder):
 
     SPEC: ClassVar[DatasetSpec] = VQA_RAD
     CONFIG = VqaRadConfig
+    DOWNLOADS: ClassVar[tuple[Download, ...]] = (
+        Download("https://osf.io/download/6qdas/", "VQA_RAD Dataset Public.json"),
+        # The archive of images has no folder of its own.
+        Download(
+            "https://files.osf.io/v1/resources/89kps/providers/osfstorage/5b21453986d8510011c277bc/?zip=",
+            "VQA_RAD Image Folder/VQA_RAD Image Folder.zip",
+            unpack=True,
+        ),
+    )
     _settings: VqaRadConfig
 
     def extra_features(self) -> dict[str, Any]:
-        text = tfds.features.Text()
-        names = ("question", "answer", "answer_type", "question_type", "question_id")
-        return {"organ": text, "qa": tfds.features.Sequence(dict.fromkeys(names, text))}
+        return {"organ": tfds.features.Text(), "qa": questions_feature()}
 
     def table_files(self, folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
         return self._layout(folder)[:1]
@@ -81,24 +94,22 @@ class VqaRad(ManualBuilder):
         questions = _read_questions(table)
         official = self._settings.split == "official"
         by_image = hash_splits({q["image_name"] for q in questions}, _FRACTIONS)
-        groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-        for question in questions:
-            name = question["image_name"]
-            split = _SPLITS[question["phrase_type"]] if official else by_image[name]
-            groups.setdefault((split, name), []).append(question)
+        groups = group_questions(
+            (
+                _SPLITS[q["phrase_type"]] if official else by_image[q["image_name"]],
+                q["image_name"],
+                q,
+            )
+            for q in questions
+        )
         place = images.relative_to(folder)
         records = [
-            Record(
-                key=f"{split}/{name}",
-                image=(place / name).as_posix(),
-                split=split,
-                subject_id=name,
-                label=np.zeros(0, np.int8),
-                fields={
-                    "image_id": name,
-                    "organ": found[0]["image_organ"],
-                    "qa": [_question_features(question) for question in found],
-                },
+            question_record(
+                split,
+                name,
+                (place / name).as_posix(),
+                [_question_features(question) for question in found],
+                organ=found[0]["image_organ"],
             )
             for (split, name), found in groups.items()
         ]
@@ -124,17 +135,8 @@ def _read_questions(file: pathlib.Path) -> list[dict[str, str]]:
     Raises:
         UserError: not the published file.
     """
-    try:
-        entries = json.loads(file.read_text("utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); download it again") from None
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{file} is not the published list of questions; download it again")
     questions = []
-    for number, entry in enumerate(entries, start=1):
-        missing = [key for key in _KEYS if not isinstance(entry, dict) or key not in entry]
-        if missing:
-            raise UserError(f"{file} entry {number} has no {', '.join(missing)}; download it again")
+    for number, entry in enumerate(listed(read_json(file), "", _KEYS, str(file)), start=1):
         question = {key: str(value).strip() for key, value in entry.items()}
         question.setdefault("image_organ", "")
         if question["phrase_type"] not in _SPLITS:
@@ -146,15 +148,9 @@ def _read_questions(file: pathlib.Path) -> list[dict[str, str]]:
     return questions
 
 
-def _notes(
-    groups: dict[tuple[str, str], list[dict[str, str]]], *, official: bool
-) -> tuple[str, ...]:
+def _notes(groups: Groups, *, official: bool) -> tuple[str, ...]:
     """Questions per split, and what is wrong with the published one."""
-    counts: Counter[str] = Counter()
-    for (split, _), found in groups.items():
-        counts[split] += len(found)
-    parts = ", ".join(f"{split} {counts[split]}" for split in VQA_RAD.splits if split in counts)
-    questions = f"questions: {parts}; together {counts.total()} (published: {_QUESTIONS})"
+    questions = count_questions(groups, VQA_RAD.splits, total=_QUESTIONS)
     if not official:
         return (questions, "split by image; the published one, which leaks, is vqa_rad/official")
     shared = {n for s, n in groups if s == "train"} & {n for s, n in groups if s == "test"}

@@ -1,1 +1,1 @@
-"""Source of the PyTorch module that `interop.torch_export` puts beside the weights; never imported here."""
+"""Source of the PyTorch package that `interop.torch_export` puts beside the weights; never imported here."""

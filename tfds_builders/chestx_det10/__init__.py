@@ -1,0 +1,1 @@
+"""Builder of ChestX-Det10."""

@@ -1,0 +1,1 @@
+"""Builder of the five-class set of CheXpert (5x200)."""

@@ -1,0 +1,1 @@
+"""Builder of COVIDx CXR: chest radiographs with and without COVID-19."""

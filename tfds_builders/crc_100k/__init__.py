@@ -1,0 +1,1 @@
+"""Builder of NCT-CRC-HE-100K and CRC-VAL-HE-7K."""

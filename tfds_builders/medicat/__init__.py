@@ -1,0 +1,1 @@
+"""Builder of MedICaT: medical figures with captions and references."""

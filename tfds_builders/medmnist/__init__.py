@@ -1,0 +1,1 @@
+"""Builder of MedMNIST v2: small biomedical images and volumes."""

@@ -1,0 +1,1 @@
+"""Builder of MedNLI: sentence pairs for natural language inference."""

@@ -1,0 +1,1 @@
+"""Builder of MELINDA: figures and the experiment methods that they show."""

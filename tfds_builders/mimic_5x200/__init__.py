@@ -1,0 +1,1 @@
+"""Builder of the five-class set of MIMIC-CXR (5x200)."""

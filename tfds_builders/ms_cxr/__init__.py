@@ -1,0 +1,1 @@
+"""Builder of MS-CXR: phrases of reports with boxes, on images of MIMIC-CXR."""

@@ -1,0 +1,1 @@
+"""Builder of MS-CXR-T: change between two studies, and sentences about change."""

@@ -1,0 +1,1 @@
+"""Builder of PadChest: chest radiographs with Spanish reports."""

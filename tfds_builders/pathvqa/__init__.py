@@ -1,0 +1,1 @@
+"""Builder of PathVQA: questions about pathology images."""

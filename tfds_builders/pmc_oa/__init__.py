@@ -1,0 +1,1 @@
+"""Builder of PMC-OA: parts of figures with their captions."""

@@ -1,0 +1,1 @@
+"""Builder of PMC-VQA: multiple-choice questions about figures of PubMed Central."""

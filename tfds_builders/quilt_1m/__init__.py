@@ -1,0 +1,1 @@
+"""Builder of QUILT-1M: histopathology images with captions."""

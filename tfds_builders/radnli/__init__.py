@@ -1,0 +1,1 @@
+"""Builder of RadNLI: sentence pairs for natural language inference."""

@@ -1,0 +1,1 @@
+"""Builder of ROCOv2: radiology figures with captions and concepts."""

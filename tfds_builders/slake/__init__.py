@@ -1,0 +1,1 @@
+"""Builder of SLAKE: bilingual questions about radiology images, with masks and boxes."""

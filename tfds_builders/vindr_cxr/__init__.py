@@ -1,0 +1,1 @@
+"""Builder of VinDr-CXR with the boxes of its radiologists, merged or not."""

@@ -1,0 +1,1 @@
+"""Builder of a user's own folder of CT or MR volumes."""

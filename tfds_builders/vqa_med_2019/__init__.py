@@ -1,0 +1,1 @@
+"""Builder of VQA-Med 2019: questions of ImageCLEF about radiology images."""
