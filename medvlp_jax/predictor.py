@@ -15,11 +15,14 @@ from jax.sharding import Mesh
 from medvlp_jax.data import device_transforms, text
 from medvlp_jax.errors import UserError
 from medvlp_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
-from medvlp_jax.types import Batch
+from medvlp_jax.types import PIXEL_KEYS, Batch
 
 if TYPE_CHECKING:
     from medvlp_jax.objectives.system import System
 
+# What an image encoder may read; most batches hold the first alone.
+_IMAGE_KEYS = ("image", "prior_image", "prior_mask", "image_present")
+_TEXT_KEYS = ("input_ids", "attention_mask", "word_ids")
 _ROW_KEYS = (
     "label",
     "label_mask",
@@ -100,10 +103,12 @@ class Predictor:
         whole = replicated(self.mesh)
 
         def image_side(variables: Any, batch: Batch) -> Any:
-            pixels = device_transforms.normalise(
-                batch["image"], self._mean, self._std, self._channels
-            )
-            return self._system.apply(variables, {"image": pixels}, method="encode_image")
+            images = {key: batch[key] for key in _IMAGE_KEYS if key in batch}
+            for key in images.keys() & PIXEL_KEYS:
+                images[key] = device_transforms.normalise(
+                    images[key], self._mean, self._std, self._channels
+                )
+            return self._system.apply(variables, images, method="encode_image")
 
         def text_side(variables: Any, batch: Batch) -> Any:
             return self._system.apply(variables, batch, method="encode_text")
@@ -180,9 +185,7 @@ class Predictor:
         Returns:
             `image_embed`, `text_embed` and the ids and labels, for the rows of all processes.
         """
-        return self._rows(
-            batch, ("image", "input_ids", "attention_mask", "word_ids"), self._both_fn
-        )
+        return self._rows(batch, (*_IMAGE_KEYS, *_TEXT_KEYS), self._both_fn)
 
     def encode_features(self, batch: Batch) -> dict[str, np.ndarray]:
         """Encodes the images of a batch of the data pipeline (this process's rows); texts are not read.
@@ -191,12 +194,13 @@ class Predictor:
             `image_embed` [n, D], `image_pooled` [n, Di] float32 (what the projection reads) and the ids and
             labels, for the rows of all processes.
         """
-        return self._rows(batch, ("image",), self._features_fn)
+        return self._rows(batch, _IMAGE_KEYS, self._features_fn)
 
     def _rows(
         self, batch: Batch, inputs: Sequence[str], call: Callable[..., Any]
     ) -> dict[str, np.ndarray]:
-        placed = put_batch({key: batch[key] for key in (*inputs, *_ROW_KEYS)}, self.mesh)
+        given = {key: batch[key] for key in (*inputs, *_ROW_KEYS) if key in batch}
+        placed = put_batch(given, self.mesh)
         return {k: np.asarray(v) for k, v in call(self._variables, placed).items()}
 
     def fingerprint(self) -> str:

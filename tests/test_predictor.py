@@ -16,7 +16,7 @@ import pytest
 
 from medvlp_jax.data import device_transforms, text
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import bert, heads, vit
+from medvlp_jax.models import bert, heads, multi_image, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 from medvlp_jax.objectives.info_nce import InfoNce
 from medvlp_jax.objectives.system import System
@@ -28,13 +28,13 @@ IMAGE = dict(image_size=32, channels=3, mean=(0.5,), std=(0.25,), max_length=12)
 
 
 def make_system(**parts) -> System:
-    model = VisionLanguageModel(
+    defaults = dict(
         image_encoder=vit.Encoder(**vit.VARIANTS["test/8"]),
         text_encoder=bert.Encoder(**bert.VARIANTS["test"]),
         image_projection=heads.LinearProjection(16),
         text_projection=heads.LinearProjection(16),
-        **parts,
     )
+    model = VisionLanguageModel(**{**defaults, **parts})
     return System(model=model, objectives={"info_nce": InfoNce()}, weights={"info_nce": 1.0})
 
 
@@ -279,3 +279,22 @@ def test_two_processes_extract_the_same_as_one(predictor, tmp_path) -> None:
         arrays = dict(np.load(tmp_path / f"{i}.npz"))
         np.testing.assert_allclose(arrays.pop("prompts"), predictor.encode_text(TEXTS), atol=1e-5)
         check_extracted(arrays, 21, predictor)
+
+
+def test_evaluation_sees_prior_images() -> None:
+    """As a training step does, normalised like the image; a row without a prior ignores what is there."""
+    system = make_system(image_encoder=multi_image.Encoder(**multi_image.VARIANTS["test"]))
+    predictor = Predictor(
+        system, make_variables(system), make_tokenizer(), **{**IMAGE, "batch_size": 8}
+    )
+    batch = make_batches(8, 8)[0]
+    prior, mask = make_images(8, seed=5), np.array([1, 0] * 4, np.float32)
+    alone = predictor.encode_batch(batch)["image_embed"]
+    given = predictor.encode_batch({**batch, "prior_image": prior, "prior_mask": mask})
+    order = given["example_index"]
+    assert np.array_equal(order, np.arange(8))
+    changed = np.abs(given["image_embed"] - alone).max(axis=1)
+    assert (changed[mask == 1] > 1e-4).all()
+    np.testing.assert_allclose(given["image_embed"][mask == 0], alone[mask == 0], atol=1e-6)
+    features = predictor.encode_features({**batch, "prior_image": prior, "prior_mask": mask})
+    np.testing.assert_allclose(features["image_embed"], given["image_embed"], atol=1e-6)
