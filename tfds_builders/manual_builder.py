@@ -394,11 +394,18 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return present, len(corpus.records) - len(present)
 
     def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
+        used = 0
         for record, example in load_ahead(records, self.loader(), self._settings.workers):
             try:
                 yield record.key, example.result()
+                used += 1
             except ImageError as error:
                 self._reject(record.key, record.image, str(error))
+        if not used:  # TFDS cannot write a split without examples
+            raise UserError(
+                f"none of the {len(records)} images of split {records[0].split} can be used; see "
+                f"{self._rejected.file} for the reasons"
+            )
 
     def _reject(self, key: str, image: str, reason: str) -> None:
         """Notes an example that is left out."""

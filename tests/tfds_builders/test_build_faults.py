@@ -143,3 +143,12 @@ def test_every_builder_refuses_a_wrong_folder(tmp_path, name) -> None:
             build.build_dataset(name, tmp_path / "out", manual_dir=tmp_path / wrong)
         assert str(tmp_path / wrong) in str(raised.value)
     assert not list((tmp_path / "out").rglob("dataset_info.json"))
+
+
+def test_a_split_without_a_usable_image_is_an_error_that_says_so(tmp_path, save_nih) -> None:
+    folder = tmp_path / "nih"
+    for name in save_nih(folder, 20):
+        (folder / "images_001" / "images" / name).write_bytes(b"not an image")
+    options = {"max_rejected": "1"}
+    with pytest.raises(UserError, match=r"none of the \d+ images of split \w+ can be used"):
+        build.build_dataset("nih_cxr14", tmp_path / "out", manual_dir=folder, options=options)
