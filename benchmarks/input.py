@@ -109,14 +109,8 @@ def pipelines(folder: pathlib.Path, images: int, workers: int) -> dict[str, Iter
     }
 
 
-def compare(
-    batches: dict[str, Iterator[Any]], rounds: int, seconds: float
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Runs all in turns, so that what else the machine does meets all of them; the first round only warms.
-
-    Returns:
-        name -> `Measured.summary`.
-    """
+def compare(batches: dict[str, Iterator[Any]], rounds: int, seconds: float) -> dict[str, Measured]:
+    """Runs all in turns, so that what else the machine does meets all of them; the first round only warms."""
     measured = {name: Measured() for name in batches}
     for number in range(rounds + 1):
         for name, iterator in batches.items():
@@ -124,20 +118,25 @@ def compare(
             if number:
                 measured[name].images_per_s.append(speed)
                 measured[name].cpu_us_per_image.append(cpu)
-    return {name: found.summary() for name, found in measured.items()}
+    return measured
 
 
-def ratios(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """How many times as fast as each peer ours is: by the clock, and by processor time per image."""
-    ours = results["ours"]
+def ratios(measured: dict[str, Measured]) -> dict[str, dict[str, float]]:
+    """How many times as fast as each peer ours is, by the clock and by processor time per image: the
+    median over the rounds, whose parts met about the same load."""
+    ours = measured["ours"]
     return {
         name: {
-            "wall": ours["images_per_s"]["median"] / found["images_per_s"]["median"],
-            "cpu": found["cpu_us_per_image"]["median"] / ours["cpu_us_per_image"]["median"],
+            "wall": _median_ratio(ours.images_per_s, found.images_per_s),
+            "cpu": _median_ratio(found.cpu_us_per_image, ours.cpu_us_per_image),
         }
-        for name, found in results.items()
+        for name, found in measured.items()
         if name != "ours"
     }
+
+
+def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def table(report: dict[str, Any]) -> str:
@@ -179,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(args.folder or scratch)
         batches = pipelines(folder, args.images, args.workers or cores or 1)
-        results = compare(batches, args.rounds, args.seconds)
+        measured = compare(batches, args.rounds, args.seconds)
         for iterator in batches.values():
             iterator.close()  # type: ignore[attr-defined]
     report = {
@@ -189,8 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rounds": args.rounds,
         "seconds": args.seconds,
         "batch": BATCH,
-        "results": results,
-        "ratios": ratios(results),
+        "results": {name: found.summary() for name, found in measured.items()},
+        "ratios": ratios(measured),
     }
     print(table(report))
     if args.out:

@@ -420,7 +420,7 @@ def _cosine_map(outputs: Mapping[str, jax.Array], phrase: jax.Array) -> jax.Arra
     if "image_token_embed" not in outputs:
         raise UserError(
             "grounding needs projected image tokens, and this model has none: train it with "
-            "model.image_token_projection (for example configs/gloria.py)"
+            "model.image_token_projection (for example configs/mgca.py)"
         )
     tokens = outputs["image_token_embed"].astype(jnp.float32)
     if tokens.shape[-1] != phrase.shape[-1]:

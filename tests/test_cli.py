@@ -125,11 +125,10 @@ def test_a_whole_run_from_the_command_line(root, tmp_path, capsys, monkeypatch) 
         (("--to", "jax"), "encode_text.stablehlo"),
         (("--to", "torch"), "medvlp_torch/model.py"),
         (("--part", "image"), "preprocessor_config.json"),
-        (("--to", "timm"), "config.json"),
     ):
         target = tmp_path / options[1]
-        code, out, _ = run(capsys, "export", "--workdir", work, *options, str(target))
-        assert code == 0
+        code, out, err = run(capsys, "export", "--workdir", work, *options, str(target))
+        assert code == 0, err
         assert "verified against our own outputs" in out
         assert (target / file).is_file()
         assert "**Not for clinical use.**" in (target / "README.md").read_text()
@@ -152,3 +151,24 @@ def test_a_whole_run_from_the_command_line(root, tmp_path, capsys, monkeypatch) 
 
     model = medvlp_jax.load(work)
     assert model.encode_text(["No pleural effusion."]).shape[0] == 1
+
+
+def test_an_image_tower_goes_to_timm_from_the_command_line(
+    root, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    work, out = str(tmp_path / "w"), tmp_path / "exported"
+    code, _, err = run(
+        capsys, *TRAIN[:2], work, "--config", "configs/siglip.py:smoke", "--config.train.steps=2"
+    )
+    assert code == 0, err
+    code, said, err = run(capsys, "export", "--workdir", work, "--to", "timm", str(out))
+    assert code == 0, err
+    assert "verified against our own outputs" in said
+    assert json.loads((out / "config.json").read_text())["architecture"].startswith("vit_")
+    assert "**Not for clinical use.**" in (out / "README.md").read_text()
+    code, _, err = run(
+        capsys, "export", "--workdir", work, "--to", "timm", "--part", "text", str(tmp_path / "t")
+    )
+    assert (code, "image towers only" in err) == (2, True)

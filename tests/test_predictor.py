@@ -194,6 +194,13 @@ def test_grounding_is_the_cosine_of_patch_and_phrase(both_sides: bool) -> None:
     patch = tokens["image_token_embed"][5, 4 * 2 + 1]
     cosine = patch @ phrase / np.linalg.norm(patch) / np.linalg.norm(phrase)
     assert maps[5, 2, 1] == pytest.approx(float(cosine), abs=1e-5)
+    # One phrase per image: each map is that of its own phrase, over several batches.
+    phrases = [TEXTS[i] for i in (0, 1, 0, 2, 1, 3)]
+    mixed = predictor.ground(images, phrases)
+    for place, phrase in enumerate(phrases):
+        np.testing.assert_allclose(mixed[place], predictor.ground(images, phrase)[place], atol=1e-6)
+    with pytest.raises(UserError, match="6 images but 2 phrases"):
+        predictor.ground(images, phrases[:2])
 
 
 def test_bad_input_is_refused(predictor) -> None:
@@ -230,6 +237,26 @@ def test_extract_counts_every_example_once(predictor, examples: int) -> None:
     assert (batches[-1]["example_mask"] == 0).any() == bool(examples % 8)
     check_extracted(extract(predictor, iter(batches)), examples, predictor)
     check_extracted(extract(predictor, batches[::-1]), examples, predictor)
+
+
+def test_features_are_those_of_the_image_tower(predictor) -> None:
+    arrays = extract(predictor, make_batches(21, rows=8), images_only=True)
+    assert "text_embed" not in arrays
+    np.testing.assert_array_equal(arrays["example_index"], np.arange(21))
+    images = make_images(21)
+    np.testing.assert_allclose(arrays["image_embed"], predictor.encode_image(images), atol=1e-5)
+    system, pixels = make_system(), device_transforms.normalise(images, (0.5,), (0.25,), 3)
+    outputs = system.apply(make_variables(system), {"image": pixels}, method="encode_image")
+    np.testing.assert_allclose(arrays["image_pooled"], outputs["image_pooled"], atol=1e-4)
+    assert arrays["image_pooled"].dtype == np.float32
+
+
+def test_a_fingerprint_tells_models_apart(predictor) -> None:
+    assert make_predictor().fingerprint() == predictor.fingerprint()
+    spread = make_predictor(mesh=make_mesh({"data": 4}, jax.devices()[:4]))
+    assert spread.fingerprint() == predictor.fingerprint()
+    other = predictor.with_variables(make_variables(make_system(), seed=1))
+    assert other.fingerprint() != predictor.fingerprint()
 
 
 def test_extract_refuses_nothing_and_duplicates(predictor) -> None:

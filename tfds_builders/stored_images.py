@@ -60,7 +60,7 @@ def stored_bytes(
         image: uint8 [H, W, 1 or 3].
         size: shorter side in pixels; 0 keeps the original size.
         quality: of JPEG; 0 stores PNG, without compression when images are shrunk: they are small then, and
-            decode in a third of JPEG's time and a tenth of PNG's.
+            training reads them as fast as JPEG.
         contrast: equalisation of the grey values at the original size; see `contrast.equalise`.
     """
     small = resize_for_storage(equalise(image, contrast), size)

@@ -253,7 +253,7 @@ def encode_for_storage(
     """File content of an image as datasets store it.
 
     Grey radiographs of 256 x 256 pixels: JPEG 95 has 16 kB and decodes in 170 us, PNG 28 kB and 610 us, PNG
-    without compression 66 kB and 55 us.
+    without compression 66 kB (49 in a record file, which compresses) and 55 us.
 
     Args:
         image: uint8 [H, W, 1] or RGB [H, W, 3].

@@ -97,9 +97,9 @@ class TextOptions:
         clean: remove de-identification masks and normalise (`clean_text`).
         per_image: n > 1 = up to n different texts per training row (`input_ids` [B,n,L] ...,
             `text_present`): n sentences, the sections in order, or n random texts of the kind `sample` says.
-        second: table of second texts (`second_text.load_second_texts`), e.g. back-translations, for
-            training: `input_ids_2`, `attention_mask_2`, `word_ids_2`. A row without one repeats its
-            (first) text.
+        second: a second text for training, `input_ids_2`, `attention_mask_2`, `word_ids_2`: that of a table
+            (`second_text.load_second_texts`), e.g. back-translations, or the section `"findings"` or
+            `"impression"` of the report. A row without one repeats its (first) text.
         sentence_ids: add `sentence_ids`, the sentence of each token.
     """
 

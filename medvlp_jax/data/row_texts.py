@@ -17,6 +17,9 @@ from medvlp_jax.errors import UserError
 _RANDOM_SAMPLES = ("section", "sentence", "sentences", "shuffle")
 """Values of `text.sample` that choose at random in training."""
 
+_SECTIONS = ("findings", "impression")
+"""Values of `text.second` that name a section of the same report instead of a file."""
+
 _CACHED_TEXTS = 200_000
 
 
@@ -26,7 +29,9 @@ class TextEncoder:
     def __init__(self, options: TextOptions, tokenizer: text_lib.Tokenizer):
         self.options = options
         self.tokenizer = tokenizer
-        self._second = load_second_texts(options.second) if options.second else {}
+        self._second: Mapping[str, str] = {}
+        if options.second and options.second not in _SECTIONS:
+            self._second = load_second_texts(options.second)
         self._cache: dict[str, tuple[np.ndarray, int]] = {}
         self._cleaned: dict[str, str] = {}
 
@@ -48,12 +53,10 @@ class TextEncoder:
         sample, number = self.options.sample, self.options.per_image
         if sample == "report" or (rng is None and sample in _RANDOM_SAMPLES):
             return [report]
-        found = {k: clean(example.get(k) or "") for k in ("findings", "impression")}
-        if not any(found.values()):
-            found = text_lib.split_sections(report)
+        found = self._sections(example, report)
         if rng is None or sample not in _RANDOM_SAMPLES:
             return [found.get(sample) or report]
-        sections = [found[k] for k in ("findings", "impression") if found.get(k)]
+        sections = [found[k] for k in _SECTIONS if found.get(k)]
         if sample == "section":
             if number > 1:
                 return sections[:number] or [report]
@@ -62,6 +65,12 @@ class TextEncoder:
         # technique say nothing about the image.
         sentences = text_lib.split_sentences("\n\n".join(sections) or report)
         return self._from_sentences(sentences, rng) or [report]
+
+    def _sections(self, example: Mapping[str, Any], report: str) -> dict[str, str]:
+        """Findings and impression: those stored, else those of the cleaned report; "" or left out if missing."""
+        clean = self._clean if self.options.clean else str
+        found = {name: clean(example.get(name) or "") for name in _SECTIONS}
+        return found if any(found.values()) else text_lib.split_sections(report)
 
     def _clean(self, text: str) -> str:
         """`clean_text`, remembered: an epoch later the same reports come again."""
@@ -113,21 +122,25 @@ class TextEncoder:
     ) -> dict[str, np.ndarray]:
         """Tokens of the second texts of B rows, int32 [B, L], under the keys of `encode` with `_2`.
 
-        Empty without `second`. A row that the table does not list repeats the first of its `texts`.
+        Empty without `second`. A row that the table does not list, or whose report lacks the section, repeats
+        the first of its `texts`.
         """
-        if not self._second:
+        if not self.options.second:
             return {}
-        clean = text_lib.clean_text if self.options.clean else str
         chosen = [
-            clean(self._find_second(example)) or row[0]
+            self._find_second(example) or row[0]
             for example, row in zip(examples, texts, strict=True)
         ]
         encoded = self.encode(chosen)
         return {f"{key}_2": encoded[key] for key in ("input_ids", "attention_mask", "word_ids")}
 
     def _find_second(self, example: Mapping[str, Any]) -> str:
+        clean = self._clean if self.options.clean else str
+        if self.options.second in _SECTIONS:
+            report = clean(example.get("text") or "")
+            return self._sections(example, report).get(self.options.second, "")
         image, study = example.get("image_id") or "", example.get("study_id") or ""
-        return second_text(self._second, image_id=image, study_id=study)
+        return clean(second_text(self._second, image_id=image, study_id=study))
 
     def require_second(self, source: Examples) -> None:
         """Reads the ids of a split once, to stop a training whose second texts are of other examples.

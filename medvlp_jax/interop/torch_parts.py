@@ -73,7 +73,7 @@ FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {
         (*_TRANSFORMER, *_WORDS, "cross_attention", "tied"),
     ),
     heads.LinearProjection: ("heads.LinearProjection", ("features", "use_bias")),
-    heads.MLPProjection: ("heads.MLPProjection", ("features", "hidden", "activation")),
+    heads.MLPProjection: ("heads.MLPProjection", ("features", "hidden", "activation", "use_bias")),
     heads.BatchNormProjection: ("heads.BatchNormProjection", ("features", "hidden")),
     biovil.ImageProjection: ("biovil.ImageProjection", ("features",)),
     biovil.TextProjection: ("biovil.TextProjection", ("features",)),

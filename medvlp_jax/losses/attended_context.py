@@ -5,6 +5,9 @@ The local losses of GLoRIA, LIMITR and JoImTeR-Net compare each token with its c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +49,7 @@ def attention_weights(
 
     Args:
         queries: [..., Q, D]; keys: [..., K, D], as they are (not normalised here).
-        query_mask: [..., Q]; key_mask: [..., K], nonzero for real tokens.
+        query_mask: [..., Q], nonzero for real tokens; key_mask: [..., K], or [..., Q, K] for each query.
         scale: inverse temperature (`temp1`).
         queries_first: see above.
 
@@ -58,7 +61,9 @@ def attention_weights(
     if queries_first:
         mask = None if query_mask is None else jnp.asarray(query_mask)[..., :, None]
         scores = masked_softmax(scores, mask, axis=-2)
-    mask = None if key_mask is None else jnp.asarray(key_mask)[..., None, :]
+    mask = None if key_mask is None else jnp.asarray(key_mask)
+    if mask is not None and mask.ndim < scores.ndim:
+        mask = mask[..., None, :]
     return masked_softmax(jnp.asarray(scale, jnp.float32) * scores, mask, axis=-1)
 
 
@@ -66,3 +71,27 @@ def weighted_sum(weights: Array, tokens: Array) -> jax.Array:
     """Contexts [..., Q, D]: for each query the sum of tokens [..., K, D] with weights [..., Q, K]."""
     tokens = jnp.asarray(tokens, jnp.float32)
     return jnp.einsum("...qk,...kd->...qd", weights, tokens, precision="highest")
+
+
+def map_texts(function: Callable[..., Any], texts: tuple[Array, ...], tile: int | None) -> Any:
+    """Applies a function to some texts at a time, to bound the memory of what it computes in between.
+
+    Args:
+        function: maps the arrays [T,...] of `texts` to arrays (any tree) whose first axis is T.
+        texts: arrays [B,...].
+        tile: T; B need not be a multiple (the last tile is filled up with zeros). None = all at once. The
+            backward pass computes each tile again.
+
+    Returns:
+        the arrays [B,...] of the function.
+    """
+    rows = texts[0].shape[0]
+    if tile is None or tile >= rows:
+        return function(*texts)
+    padding = -rows % tile
+    blocks = tuple(
+        jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, tile, *x.shape[1:])
+        for x in texts
+    )
+    parts = jax.lax.map(lambda block: jax.checkpoint(function)(*block), blocks)
+    return jax.tree.map(lambda x: x.reshape(rows + padding, *x.shape[2:])[:rows], parts)

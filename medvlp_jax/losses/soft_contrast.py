@@ -39,13 +39,15 @@ def same_group(image_group: Array, text_group: Array | None = None) -> jax.Array
     """Targets 1 where two rows are of one category, concept or text, else 0.
 
     Args:
-        image_group: [B] int; text_group: [B] int, None = the same.
+        image_group: [B] ids, or [B,K] vectors, e.g. of labels, all of whose entries must agree;
+        text_group: likewise, None = the same.
 
     Returns:
         [B,B] float32; the diagonal is 1, whatever the groups: a pair belongs together.
     """
     text_group = image_group if text_group is None else text_group
-    same = jnp.asarray(image_group)[:, None] == jnp.asarray(text_group)[None, :]
+    rows, columns = (jnp.reshape(x, (len(x), -1)) for x in (image_group, text_group))
+    same = (rows[:, None] == columns[None, :]).all(axis=-1)
     return (same | jnp.eye(same.shape[0], dtype=bool)).astype(jnp.float32)
 
 

@@ -95,15 +95,22 @@ def token_alignment(
     if normalise_patch_context:
         patch_context = normalise(patch_context)
     candidates = None if released else real
-    word_loss = _match(words, word_context, text_weights, temperature, candidates)
-    patch_loss = _match(patches, patch_context, image_weights, temperature, None)
+    word_loss = match_contexts(words, word_context, text_weights, temperature, candidates)
+    patch_loss = match_contexts(patches, patch_context, image_weights, temperature, None)
     return jnp.sum(row_weights(example_mask, words.shape[0]) * (word_loss + patch_loss))
 
 
-def _match(
+def match_contexts(
     tokens: Array, context: Array, weights: Array, temperature: float, candidates: Array | None
 ) -> jax.Array:
-    """Weighted symmetric cross entropy [B] of "token k belongs to context k" within each row."""
+    """Weighted symmetric cross entropy [B] of "token k belongs to context k" within each row.
+
+    Args:
+        tokens, context: [B,K,D]; logits are their products / temperature.
+        weights: [B,K] of the tokens.
+        temperature: of the contrast.
+        candidates: [B,K] bool, tokens and contexts that count as candidates; None = all do.
+    """
     logits = jnp.einsum("bkd,bmd->bkm", tokens, context, precision="highest") / temperature
     forward, backward = logits, logits.swapaxes(1, 2)
     if candidates is not None:

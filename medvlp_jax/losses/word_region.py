@@ -11,7 +11,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from medvlp_jax.losses.attended_context import OFF, attention_weights, weighted_sum
+from medvlp_jax.losses.attended_context import (
+    OFF,
+    attention_weights,
+    map_texts,
+    weighted_sum,
+)
 from medvlp_jax.losses.info_nce import matching_cross_entropies, row_weights
 from medvlp_jax.losses.token_alignment import normalise
 from medvlp_jax.types import Array
@@ -83,8 +88,8 @@ def word_region_scores(
     chosen: Aggregation = agg or ("sum" if released else "lse")
     first = released if words_first is None else words_first
 
-    def against(text: tuple[Array, Array]) -> jax.Array:
-        words, mask = text[0][:, None], text[1][:, None]
+    def against(words: Array, mask: Array) -> jax.Array:
+        words, mask = words[:, None], mask[:, None]
         weights = attention_weights(
             words,
             image_token_embed,
@@ -97,17 +102,8 @@ def word_region_scores(
         cosine = jnp.sum(normalise(words) * context, axis=-1)
         return aggregate(cosine, mask, temp2=temp2, agg=chosen)  # [texts, Bi]
 
-    texts = (jnp.asarray(text_token_embed), jnp.asarray(text_token_mask))
-    rows = texts[0].shape[0]
-    if tile is None or tile >= rows:
-        return against(texts).T
-    padding = -rows % tile
-    blocks = tuple(
-        jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, tile, *x.shape[1:])
-        for x in texts
-    )
-    scores = jax.lax.map(jax.checkpoint(against), blocks)
-    return scores.reshape(rows + padding, -1)[:rows].T
+    texts = jnp.asarray(text_token_embed), jnp.asarray(text_token_mask)
+    return map_texts(against, texts, tile).T
 
 
 def word_region(

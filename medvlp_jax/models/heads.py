@@ -29,6 +29,17 @@ class LinearProjection(nn.Module):
         return layers.Dense(self.features, use_bias=self.use_bias, dtype=self.dtype, name="fc")(x)
 
 
+class Identity(nn.Module):
+    """Hands on what it gets: tokens that need no projection (GLoRIA's words)."""
+
+    dtype: Any = jnp.float32
+
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Returns x [..., D]; `train` changes nothing."""
+        del train
+        return x
+
+
 class MLPProjection(nn.Module):
     """Linear, ReLU, linear: the projection of ConVIRT (arXiv 2010.00747, section 3.2).
 

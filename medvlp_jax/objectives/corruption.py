@@ -79,6 +79,30 @@ class SecondText(Corruption):
 
 
 @dataclasses.dataclass(frozen=True)
+class NthText(Corruption):
+    """The n-th text of each row alone, where the rows have several (`data.text.per_image`)."""
+
+    index: int = 0
+    changes: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Takes the text at `index` from the keys of texts, [B,n,L] -> [B,L]; text_present stays as it is.
+
+        Raises:
+            UserError: the rows do not have that many texts.
+        """
+        del rng
+        number = batch["input_ids"].shape[1] if batch["input_ids"].ndim == 3 else 1
+        if number <= self.index:
+            raise UserError(
+                f"{self.index + 1} texts per row are needed, but there are {number}: set "
+                f"data.text.per_image={self.index + 1}"
+            )
+        several = [key for key in _FIRST_TEXT if key in batch] if number > 1 else []
+        return {**batch, **{key: batch[key][:, self.index] for key in several}}
+
+
+@dataclasses.dataclass(frozen=True)
 class Momentum(Corruption):
     """What slowly following copies of the towers make of the batch (MoCo, arXiv 1911.05722, eq. 2).
 

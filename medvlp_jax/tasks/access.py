@@ -132,8 +132,8 @@ def read_features(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """
     found = None
     try:
-        with np.load(path) as file:
-            found = {name: file[name] for name in _ARRAYS}
+        with path.open("rb") as file, np.load(file) as stored:
+            found = {name: stored[name] for name in _ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         found = None
     if jax.process_count() > 1:

@@ -301,6 +301,21 @@ class ZeroShot(Task):
     def _columns(self, data: EvalData) -> tuple[tuple[str, ...], list[int]]:
         return label_columns("zero_shot", data.dataset, data.label_names, self.labels)
 
+    def label_embeds(
+        self, data: EvalData, names: tuple[str, ...], encode_text: EncodeText
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean embeddings of the positive and of the negative prompts of each label, both [K, D].
+
+        Raises:
+            UserError: a label lacks prompts.
+        """
+        prompts = self._load_prompts(data, names)
+        positive, negative = (
+            np.stack([mean_embed(encode_text(list(prompts[name][side]))) for name in names])
+            for side in ("positive", "negative")
+        )
+        return positive, negative
+
     def _load_prompts(self, data: EvalData, names: tuple[str, ...]) -> Prompts:
         """The prompts of the given labels.
 

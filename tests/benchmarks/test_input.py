@@ -78,21 +78,19 @@ def test_rounds_are_taken_in_turns(monkeypatch) -> None:
     monkeypatch.setattr(bench, "run_for", run)
     results = bench.compare({"ours": "a", "field": "b"}, rounds=3, seconds=8)  # type: ignore
     assert calls == [("a", 2.0), ("b", 2.0), *[("a", 8), ("b", 8)] * 3]
-    assert results["ours"]["images_per_s"] == {"median": 140, "low": 120, "high": 160}
+    assert results["ours"].summary()["images_per_s"] == {"median": 140, "low": 120, "high": 160}
 
 
 def test_ratios_and_table() -> None:
-    def found(speed: float, cpu: float) -> dict[str, dict[str, float]]:
-        spread = {"low": speed / 2, "high": speed * 2}
-        return {
-            "images_per_s": {"median": speed, **spread},
-            "cpu_us_per_image": {"median": cpu, "low": cpu, "high": cpu},
-        }
-
-    results = {"ours": found(4000, 300), "field": found(500, 2400), "tuned": found(5000, 240)}
-    ratios = bench.ratios(results)
+    measured = {
+        "ours": bench.Measured([4000, 2000, 8000], [300, 300, 300]),
+        "field": bench.Measured([500, 250, 800], [2400, 2700, 2100]),
+        "tuned": bench.Measured([5000, 4000, 8000], [240, 240, 600]),
+    }
+    ratios = bench.ratios(measured)  # of the rounds 8, 8, 10 and 0.8, 0.5, 1
     assert ratios == {"field": {"wall": 8, "cpu": 8}, "tuned": {"wall": 0.8, "cpu": 0.8}}
     report = {"machine": "M", "cores": 2, "images": 9, "rounds": 3, "seconds": 4.0}
+    results = {name: found.summary() for name, found in measured.items()}
     text = bench.table({**report, "results": results, "ratios": ratios})
     assert "4,000 (2,000 to 8,000)" in text
     assert "8.00 x (cpu 8.00 x)" in text

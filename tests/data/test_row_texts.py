@@ -139,6 +139,21 @@ def test_second_texts(built, config, tokenizer, tmp_path, key, pairing) -> None:
     assert "input_ids_2" not in next(iter(pipeline.eval_batches(chosen, tokenizer, "test")))
 
 
+def test_the_other_section_as_second_text(tokenizer) -> None:
+    options = TextOptions(sample="findings", second="impression", max_length=24)
+    encoder = TextEncoder(options, tokenizer)
+    stored = {"text": "unread", "findings": "Shade 3.", "impression": "No effusion ___."}
+    written = {"text": "FINDINGS: Shade 3.\nIMPRESSION: No effusion."}
+    lacking = {"text": "FINDINGS: Shade 3."}
+    examples = [stored, written, lacking]
+    texts = [encoder.choose(example, np.random.default_rng(0)) for example in examples]
+    assert texts == [["Shade 3."]] * 3
+    batch = encoder.second_rows(examples, texts)
+    expected = text.encode(tokenizer, ["No effusion.", "No effusion.", "Shade 3."], 24)
+    for key in ("input_ids", "attention_mask", "word_ids"):
+        np.testing.assert_array_equal(batch[f"{key}_2"], expected[key])
+
+
 def test_second_texts_of_other_examples(config, tokenizer, tmp_path) -> None:
     file = write_table(tmp_path / "second.jsonl", {"nobody": "Normal."}, "image_id")
     chosen = {**config, "text": {**config["text"], "second": file}}

@@ -15,6 +15,7 @@ from medvlp_jax.losses import (
     convirt,
     cxr_clip,
     distillation,
+    limitr,
     local_intra_sample,
     maco,
     masked,
@@ -24,6 +25,7 @@ from medvlp_jax.losses import (
     nt_xent,
     prototype,
     siglip,
+    simsiam,
     soft_contrast,
     token_alignment,
     triage,
@@ -145,7 +147,35 @@ def with_queue(x, **options):
     )[0]
 
 
+def limitr_filtration() -> limitr.Filtration:
+    rng = np.random.default_rng(3)
+    shapes = [(D, D), (D,), (D, D), (D,), (D,), (), (D,), ()]
+    return limitr.Filtration(*(rng.normal(size=s).astype(np.float32) for s in shapes))
+
+
+def limitr_external(x):
+    scores = limitr.limitr_scores(
+        x["patches"], x["words"], x["word_mask"], *[limitr_filtration()] * 2, tile=3
+    )
+    return sum(limitr.limitr_external(*scores, x["word_mask"], example_mask=x["mask"]))
+
+
+def limitr_internal(x):
+    return limitr.limitr_internal(
+        x["patches"], x["words"], text_token_mask=x["word_mask"], example_mask=x["mask"]
+    )
+
+
 LOSSES = {
+    "limitr_external": limitr_external,
+    "limitr_internal": limitr_internal,
+    "simsiam": lambda x: simsiam.simsiam(
+        x["patches"],
+        x["predicted"][..., :D],
+        x["predicted"][..., D:],
+        x["patches"][..., ::-1],
+        example_mask=x["mask"],
+    ),
     "target_group": lambda x: soft_contrast.target_contrast(
         products(x), soft_contrast.same_group(x["pair_labels"]), example_mask=x["mask"]
     ),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medvlp_jax.losses import convirt, cxr_clip, maco, soft_contrast
+from medvlp_jax.losses import convirt, cxr_clip, entity_query, maco, soft_contrast
 
 
 def load(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
@@ -89,3 +89,23 @@ def test_refers_convirt(reference_dir) -> None:
     # The whole gradient is another one.
     whole = jax.grad(lambda image: convirt.convirt(unit(image), unit(d["text"])))(d["image"])
     assert np.abs(whole - d["grad_image"]).max() > 0.01
+
+
+def test_medklip(reference_dir) -> None:
+    """The recorded label -1 and the code's 2 are not known."""
+    d = load(reference_dir, "medklip_loss")
+    candidates, label = d["location_index"], d["labels"]
+
+    def parts(decoded):
+        states = decoded.transpose(1, 0, 2)
+        logits = states @ d["classifier.weight"].T + d["classifier.bias"]
+        projected = states @ d["cl_fc.weight"].T + d["cl_fc.bias"]
+        found, _ = entity_query.existence(logits, label, label != 2)
+        return found, entity_query.position_contrast(
+            projected, d["ana_book"], candidates, label == 1
+        )
+
+    found, place = parts(d["decoder_out"])
+    close(found, d["loss_ce"])
+    close(place, d["loss_cl"])
+    check(lambda x: sum(parts(x)), d, "decoder_out", "grad_dec")

@@ -5,12 +5,18 @@ Values at 1e-4, gradients at 1e-3, against arrays recorded from the systems' own
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
-from medvlp_jax.losses import info_nce, local_intra_sample, nt_xent, word_region
-from medvlp_jax.models.pooling import merge_word_pieces
+from medvlp_jax.losses import (
+    info_nce,
+    limitr,
+    local_intra_sample,
+    nt_xent,
+    redundancy,
+    simsiam,
+    word_region,
+)
+from medvlp_jax.models import heads, local_attention
 from tests.losses.test_references import check, close, load, unit
 
 
@@ -60,24 +66,6 @@ def test_gloria_attention(reference_dir) -> None:
         close(weights.reshape(-1, 5, 5), d[f"att_map{row}"][0])
 
 
-def test_gloria_merges_word_pieces(reference_dir) -> None:
-    """The code keeps [CLS] before the words and [SEP] behind them; ours are the words in between."""
-    d = load(reference_dir, "gloria_aggregate_tokens")
-    names = json.loads(str(d["_meta"]))["vocab"]
-    for row, ids in enumerate(d["ids"]):
-        pieces = [names[str(i)] for i in ids]
-        words, word = [], -1
-        for piece in pieces:
-            word += not (piece.startswith("##") or piece[0] == "[")
-            words.append(-1 if piece[0] == "[" else word)
-        count = word + 1
-        for layer, states in enumerate(d["embeddings"][row]):
-            merged, mask = merge_word_pieces(states[None], np.array([words]))
-            np.testing.assert_array_equal(mask[0], np.arange(8) < count)
-            close(merged[0, :count], d["out"][row, layer, 1 : count + 1])
-            assert count + 1 == d["cap_lens"][row]
-
-
 def test_lovt_global(reference_dir) -> None:
     d = load(reference_dir, "lovt_global_nce")
     for same, names in ((False, ("loss_1to2", "loss_2to1")), (True, None)):
@@ -118,3 +106,107 @@ def test_lovt_sentences(reference_dir) -> None:
     close(both(d["sent_a"]), [d["sent_ab"], d["sent_ba"]])
     d["loss"] = d["sent_ab"] + d["sent_ba"]
     check(lambda sentences: sum(both(sentences)), d, "sent_a", "loss", "grad_sent_a")
+
+
+def test_limitr_external(reference_dir) -> None:
+    d = load(reference_dir, "limitr_losses")
+    got = limitr.limitr_external(d["sim_cap"], d["sim_img"])
+    words_to, words_from, regions_to, regions_from = d["ext"]
+    close(got, [(words_to + regions_to) / 2, (words_from + regions_from) / 2])
+
+
+def test_limitr_internal(reference_dir) -> None:
+    d = load(reference_dir, "limitr_losses")
+
+    def loss(image, words):
+        return limitr.limitr_internal(
+            image.reshape(*image.shape[:2], -1).swapaxes(1, 2),
+            words,
+            text_token_mask=~d["word_pad"],
+            variant="released",
+        )
+
+    check(loss, d, "img words", "int_loss", "grad_img grad_words")
+
+
+def torch_linear(d, name):
+    return {"kernel": d[f"{name}.weight"].T, "bias": d[f"{name}.bias"]}
+
+
+def test_prior_local(reference_dir) -> None:
+    d = load(reference_dir, "prior_local")
+    parts = {"region": 1, "sentence": 2}
+    attention = {
+        f"{side}_{part}": torch_linear(d, f"attn.{part}{number}")
+        for side, number in parts.items()
+        for part in ("query", "key", "value")
+    }
+    mlp = {"fc1": torch_linear(d, "pred.0"), "fc2": torch_linear(d, "pred.2")}
+    predictor = heads.MLPProjection(8, 4)
+    mask = np.ones((1, 4))
+
+    def contexts(image, sentences):
+        module = local_attention.SigmoidCrossAttention()
+        return module.apply({"params": attention}, image[None], sentences[None], mask)
+
+    by_regions, by_sentences = contexts(d["image"], d["sentences"])
+    close(by_regions[0], d["text_to_image"])
+    close(by_sentences[0], d["image_to_text"])
+
+    def parts_of(image, sentences):
+        by_regions, by_sentences = contexts(image, sentences)
+        regions = image[None]
+        predicted = [predictor.apply({"params": mlp}, x) for x in (regions, by_regions)]
+        directions = local_intra_sample.local_intra_sample(
+            sentences[None], by_sentences, mask=mask, temperature=0.01
+        )
+        return simsiam.simsiam(regions, by_regions, *predicted), sum(directions) / 2
+
+    got = parts_of(d["image"], d["sentences"])
+    close(got, [d["loss_image"], d["loss_text"]])
+    d["loss"] = d["loss_image"] + d["loss_text"]
+    loss = lambda *x: sum(parts_of(*x))  # noqa: E731
+    check(loss, d, "image sentences", "loss", "grad_image grad_sentences")
+
+
+def test_prior_sentence_pool(reference_dir) -> None:
+    d = load(reference_dir, "prior_local")
+    names = {"query": "q", "key": "k", "value": "v", "out": "c"}
+    weights = {ours: torch_linear(d, f"pool.{theirs}_proj") for ours, theirs in names.items()}
+    for count in (1, 2, 4, 8):
+        pool = local_attention.MeanQueryPool(heads=count)
+        got = pool.apply({"params": {"attention": weights}}, d["sentences"][None])
+        if np.allclose(got, d["pool_out"], atol=1e-5):
+            break
+    else:
+        raise AssertionError(f"no number of heads gives the recorded vector, e.g. {got}")
+
+
+def test_mflag(reference_dir) -> None:
+    d = load(reference_dir, "mflag_losses")
+
+    def orthogonality(image):
+        return redundancy.orthogonality(image, variant="released")
+
+    def alignment(image, text):
+        return redundancy.cosine_alignment(image, text, variant="released")
+
+    check(orthogonality, d, "img_emb", "loss_orth", "grad_img")
+    check(alignment, d, "proj_img proj_text", "loss_align", "grad_proj_img grad_proj_text")
+
+
+def test_med_unic(reference_dir) -> None:
+    d = load(reference_dir, "medunic_losses")
+
+    def parts(x, y):
+        return (
+            redundancy.cross_lingual_features(x, y, variant="released"),
+            redundancy.cross_lingual_instances(x, y, variant="released"),
+            info_nce.info_nce(unit(x), unit(y), 1 / 0.07),
+        )
+
+    names = ("loss_feature", "loss_instance", "loss_clip")
+    for value, name in zip(parts(d["x"], d["y"]), names, strict=True):
+        close(value, d[name])
+    d["loss"] = sum(d[name] for name in names)
+    check(lambda *views: sum(parts(*views)), d, "x y", "loss", "grad_x grad_y")

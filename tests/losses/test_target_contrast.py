@@ -121,3 +121,10 @@ def test_a_close_pair_is_drawn_no_closer() -> None:
 def test_targets_get_no_gradient() -> None:
     grad = jax.grad(lambda t: target_contrast(LOGITS, t))(jnp.asarray(TARGETS))
     np.testing.assert_array_equal(grad, 0)
+
+
+def test_rows_with_equal_label_vectors_are_one_group() -> None:
+    labels = np.array([[1, 0], [0, 0], [1, 0], [1, 1]], np.float32)
+    wanted = [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert same_group(labels).tolist() == wanted
+    assert same_group(labels[:, :1]).tolist() == same_group(labels[:, 0]).tolist()

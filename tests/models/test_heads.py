@@ -196,6 +196,13 @@ def test_decoder_equals_the_mae_decoder_written_in_torch(randomise):
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
+def test_identity_has_no_parameters():
+    x = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    out, variables = heads.Identity().init_with_output(jax.random.key(0), x, train=True)
+    np.testing.assert_array_equal(out, x)
+    assert not variables
+
+
 def _mae_params(weights):
     def dense(name):
         return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}

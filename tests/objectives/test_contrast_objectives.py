@@ -1,4 +1,4 @@
-"""Without these, an objective of the contrastive family could read padding, the wrong view or unknown labels."""
+"""Without these, a contrastive objective could read padding, the wrong view or unknown labels."""
 
 from __future__ import annotations
 

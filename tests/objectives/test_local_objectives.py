@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from medvlp_jax.objectives.nt_xent import NtXent
 
 from medvlp_jax.errors import UserError
 from medvlp_jax.losses import word_region as word_region_loss
 from medvlp_jax.objectives.base import Objective, Pass
+from medvlp_jax.objectives.limitr import Limitr
 from medvlp_jax.objectives.local_intra_sample import LocalIntraSample
+from medvlp_jax.objectives.nt_xent import NtXent
+from medvlp_jax.objectives.prior_local import PriorLocal
 from medvlp_jax.objectives.uniformity import Uniformity
 from medvlp_jax.objectives.word_region import WordRegion
 
@@ -60,11 +62,16 @@ def attention(x: np.ndarray) -> np.ndarray:
 
 def evaluate(objective: Objective, step: Pass, params: Any = None):
     """Loss, metrics and parameters (fresh ones unless given)."""
-    variables = {"params": params or {}}
-    if params is None:
-        variables = objective.init(jax.random.key(0), (step,), train=False)
-    loss, metrics = objective.apply(variables, (step,), train=False)
-    return loss, metrics, variables.get("params", {})
+
+    @jax.jit
+    def run(params: Any, step: Pass):
+        variables = {"params": params or {}}
+        if params is None:
+            variables = objective.init(jax.random.key(0), (step,), train=False)
+        loss, metrics = objective.apply(variables, (step,), train=False)
+        return loss, metrics, variables.get("params", {})
+
+    return run(params, step)
 
 
 def rows_of(step: Pass, rows: slice) -> Pass:
@@ -79,6 +86,12 @@ CASES: dict[str, tuple[Objective, tuple[str, ...]]] = {
     "word_region": (WordRegion(), TOKENS),
     "word_region_released": (WordRegion(variant="released", duplicates="mask_patient"), TOKENS),
     "word_region_triplet": (WordRegion(triplet_weight=2.0, words_first=True, tile=None), TOKENS),
+    "limitr": (Limitr(tile=4), TOKENS),
+    "prior": (PriorLocal(features=8, max_sentences=3), STATES),
+    "prior_global": (
+        PriorLocal(features=8, max_sentences=3, global_weight=1.0, global_temperature=0.1),
+        (*STATES, "image_embed"),
+    ),
     "nt_xent": (NtXent(), EMBEDS),
     "uniformity": (Uniformity(), EMBEDS),
     "lovt": (LocalIntraSample(**SMALL), STATES),
@@ -108,7 +121,7 @@ def test_padded_rows_do_not_count(name) -> None:
         step = Pass(padded.batch, {**padded.outputs, **changed})
         return objective.apply({"params": params}, (step,), train=False)[0]
 
-    for key, grad in jax.grad(loss_of)({k: padded.outputs[k] for k in reached}).items():
+    for key, grad in jax.jit(jax.grad(loss_of))({k: padded.outputs[k] for k in reached}).items():
         assert np.isfinite(grad).all(), key
         assert np.abs(grad[:REAL]).max() > 1e-5, key
         np.testing.assert_array_equal(grad[REAL:], 0, err_msg=key)

@@ -26,7 +26,8 @@ class MlpHead(Mlp):
     """Linear, activation, linear (ConVIRT)."""
 
     def __init__(self, width: int, config: dict[str, Any]):
-        super().__init__(width, config["hidden"] or width, config["features"], config["activation"])
+        hidden, bias = config["hidden"] or width, config["use_bias"]
+        super().__init__(width, hidden, config["features"], config["activation"], bias=bias)
 
 
 class BatchNormHead(nn.Module):

@@ -68,9 +68,9 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, width: int, hidden: int, out: int, name: str):
+    def __init__(self, width: int, hidden: int, out: int, name: str, *, bias: bool = True):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, out)
+        self.fc1, self.fc2 = nn.Linear(width, hidden, bias), nn.Linear(hidden, out, bias)
         self.activation = activation(name)
 
     def forward(self, x: Tensor) -> Tensor:
