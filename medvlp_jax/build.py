@@ -25,7 +25,7 @@ from medvlp_jax.config import Config
 from medvlp_jax.data import device_transforms, pipeline, text
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import pretrained
-from medvlp_jax.models.vision_language import VisionLanguageModel
+from medvlp_jax.models.vision_language import VisionLanguageModel, innermost
 from medvlp_jax.objectives.system import System
 from medvlp_jax.types import PIXEL_KEYS, Batch
 
@@ -177,13 +177,6 @@ def _check_parts(parts: Mapping[str, Any], config: Config, vocab_size: int) -> N
             "config key data.image.prior=True needs an image encoder that reads prior images: set "
             "model.image_encoder.name='multi_image', or leave prior out"
         )
-
-
-def innermost(encoder: Any) -> Any:
-    """The tower inside of wrappers such as `frames.Encoder` and `prompt_tuning.TextPrompts`."""
-    while hasattr(encoder, "tower"):
-        encoder = encoder.tower
-    return encoder
 
 
 def _build_part(key: str, settings: dict[str, Any], injected: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from medvlp_jax import build, warm_start
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import keys
 from medvlp_jax.models import bert, causal_decoder, frames, multi_image, prompt_tuning, vit
+from medvlp_jax.models.vision_language import innermost
 from medvlp_jax.parallel.rules import flat_paths
 from medvlp_jax.step import TrainState
 
@@ -42,7 +43,7 @@ def test_a_tower_inside_a_module_is_built_from_its_own_group() -> None:
     model = make(image_encoder=dict(name="frames", pooling="max", tower=dict(TOWER)))
     assert isinstance(model.image_encoder, frames.Encoder)
     assert isinstance(model.image_encoder.tower, vit.Encoder)
-    assert build.innermost(model.image_encoder).patch_size == 8
+    assert innermost(model.image_encoder).patch_size == 8
     video = jax.random.normal(jax.random.key(0), (2, 3, 32, 32, 3))
     present = jnp.array([[1.0, 1, 1], [1, 0, 0]])
     batch = inputs(image=video, image_present=present)
@@ -60,7 +61,7 @@ def test_learned_prompts_from_a_config() -> None:
     model = build.build_model(setting, vocab_size=64)
     assert isinstance(model.text_encoder, prompt_tuning.TextPrompts)
     assert isinstance(model.text_encoder.tower, bert.Encoder)
-    assert build.innermost(model.text_encoder).vocab_size == 64
+    assert innermost(model.text_encoder).vocab_size == 64
     paths = {p for p, _ in flat_paths(model.init(jax.random.key(0), inputs())["params"])}
     assert "text_encoder/prompts" in paths
     setting.model.text_encoder.tower.vocab_size = 64

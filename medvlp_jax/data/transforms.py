@@ -14,7 +14,6 @@ import numpy as np
 from medvlp_jax.data.options import AugmentOptions, ImageOptions
 from medvlp_jax.errors import UserError
 
-
 _AREA_FROM = 1.5
 
 

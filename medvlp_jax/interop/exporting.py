@@ -18,7 +18,7 @@ import numpy as np
 
 from medvlp_jax.errors import UserError
 from medvlp_jax.models import convnext
-from medvlp_jax.models.vision_language import VisionLanguageModel
+from medvlp_jax.models.vision_language import VisionLanguageModel, innermost
 
 MANIFEST = "manifest.json"
 """File that says what an export is, in the formats that have no config file of their own."""
@@ -128,13 +128,6 @@ def _folded(encoder: Any, params: Any, stats: Any) -> tuple[Any, Any, Any]:
     if stats is None:
         raise UserError("the image encoder has BatchNorm: pass its running statistics, batch_stats")
     return encoder.clone(batch_norm=False), convnext.fold(params, stats), None
-
-
-def innermost(module: Any) -> Any:
-    """The tower inside of wrappers such as `frames.Encoder` and `prompt_tuning.TextPrompts`."""
-    while hasattr(module, "tower"):
-        module = module.tower
-    return module
 
 
 def with_fields(module: Any, **values: Any) -> Any:

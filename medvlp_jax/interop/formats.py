@@ -21,7 +21,7 @@ from medvlp_jax.models.vision_language import VisionLanguageModel
 FORMATS = {
     "hf": "transformers: dual encoder or captioner, or one tower with --part",
     "jax": "StableHLO programs through jax.export",
-    "torch": "PyTorch module file and weights, without transformers",
+    "torch": "PyTorch modules and weights, without transformers",
     "onnx": "ONNX graphs",
     "timm": "timm: the image tower",
 }

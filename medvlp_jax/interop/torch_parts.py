@@ -72,6 +72,7 @@ FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {
         "causal_decoder.Decoder",
         (*_TRANSFORMER, *_WORDS, "cross_attention", "tied"),
     ),
+    heads.Identity: ("heads.Identity", ()),
     heads.LinearProjection: ("heads.LinearProjection", ("features", "use_bias")),
     heads.MLPProjection: ("heads.MLPProjection", ("features", "hidden", "activation", "use_bias")),
     heads.BatchNormProjection: ("heads.BatchNormProjection", ("features", "hidden")),
@@ -97,7 +98,7 @@ _FLAT = (
 DEEP = (frames.Encoder, resnet3d.Encoder, vit3d.Encoder)
 _TEXT = (bert.Encoder, clip_text.Encoder, siglip_text.Encoder)
 _HEADS = (
-    *(heads.LinearProjection, heads.MLPProjection, heads.BatchNormProjection),
+    *(heads.LinearProjection, heads.MLPProjection, heads.BatchNormProjection, heads.Identity),
     *(biovil.ImageProjection, biovil.TextProjection, type(None)),
 )
 

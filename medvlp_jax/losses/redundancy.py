@@ -1,4 +1,4 @@
-"""Losses on correlation matrices: Barlow Twins, VICReg, Med-UniC between languages, M-FLAG's orthogonality."""
+"""Losses on correlation matrices: Barlow Twins, VICReg, Med-UniC between languages, M-FLAG's gap."""
 
 from __future__ import annotations
 

@@ -117,5 +117,16 @@ def match_contexts(
         keep = candidates[:, None, :] | jnp.eye(logits.shape[1], dtype=bool)
         forward, backward = jnp.where(keep, forward, _OFF), jnp.where(keep, backward, _OFF)
     diagonal = jnp.diagonal(logits, axis1=1, axis2=2)
-    both = jax.nn.logsumexp(forward, axis=2) + jax.nn.logsumexp(backward, axis=2) - 2 * diagonal
+    both = _log_sum_exp(forward, axis=2) + _log_sum_exp(backward, axis=2) - 2 * diagonal
     return jnp.sum(weights * both, axis=1) / 2
+
+
+def _log_sum_exp(x: Array, axis: int) -> jax.Array:
+    """log sum exp that survives logits of 1e9, as products of tokens that are not normalised can be.
+
+    A compiler may compute the logits twice, rounded differently, and so find some above their own maximum.
+    """
+    top = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+    below = x - top
+    below = below - jax.lax.stop_gradient(jnp.maximum(below, 0.0))
+    return jnp.log(jnp.sum(jnp.exp(below), axis=axis)) + jnp.squeeze(top, axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -172,6 +172,13 @@ class VisionLanguageModel(nn.Module):
                 "set merge_words=False"
             )
         return pooling.merge_word_pieces(tokens, batch["word_ids"])
+
+
+def innermost(encoder: Any) -> Any:
+    """The tower inside of wrappers such as `frames.Encoder` and `prompt_tuning.TextPrompts`."""
+    while hasattr(encoder, "tower"):
+        encoder = encoder.tower
+    return encoder
 
 
 def image_states(image: Outputs) -> Array:

@@ -51,6 +51,7 @@ class SecondImage(Corruption):
         return {**batch, "image": batch["image_2"]}
 
 
+_TOKEN_KEYS = ("input_ids", "attention_mask", "word_ids")
 # What belongs to the first text alone.
 _FIRST_TEXT = ("text_id", "sentence_ids")
 
@@ -70,11 +71,7 @@ class SecondText(Corruption):
         del rng
         if "input_ids_2" not in batch:
             raise UserError("two texts per row are needed: set data.text.second")
-        second = {
-            key: batch[f"{key}_2"]
-            for key in ("input_ids", "attention_mask", "word_ids")
-            if f"{key}_2" in batch
-        }
+        second = {key: batch[f"{key}_2"] for key in _TOKEN_KEYS if f"{key}_2" in batch}
         return {k: v for k, v in batch.items() if k not in _FIRST_TEXT} | second
 
 
@@ -98,8 +95,8 @@ class NthText(Corruption):
                 f"{self.index + 1} texts per row are needed, but there are {number}: set "
                 f"data.text.per_image={self.index + 1}"
             )
-        several = [key for key in _FIRST_TEXT if key in batch] if number > 1 else []
-        return {**batch, **{key: batch[key][:, self.index] for key in several}}
+        keys = [key for key in (*_TOKEN_KEYS, *_FIRST_TEXT) if key in batch and number > 1]
+        return {**batch, **{key: batch[key][:, self.index] for key in keys}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Two views of each text agree, and say different things in different features (Med-UniC, arXiv 2305.19894)."""
+"""Two views of each text agree, in features that do not repeat each other (Med-UniC, arXiv 2305.19894)."""
 
 from __future__ import annotations
 

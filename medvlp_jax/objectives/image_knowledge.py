@@ -23,14 +23,14 @@ from medvlp_jax.types import Array, Metrics
 class ImageKnowledge(Objective):
     """L = ITC + CE(decoder(queries, image tokens)) + CE(decoder(queries, entities of the report)).
 
-    The image is the mean of `image_token_embed` (model.image_token_projection: KAD has two layers to 768), the
-    entities are `text_pooled`; both must have the width of the decoder. The same decoder reads both.
+    The image is the mean of `image_token_embed` (model.image_token_projection: KAD has two layers to 768),
+    the entities are `text_pooled`; both must have the width of the decoder. The same decoder reads both.
 
     Fields:
         decoder: variant of `models.query_decoder`.
-        queries: file of query embeddings [K, D] (.npy) by the text tower, one per label; "" = learned queries.
-        existence_weight: of the classification; text_weight: of the text's part of it (0 = images alone, which
-            is what the released code does without `--use_entity_features`).
+        queries: file of query embeddings [K, D] (.npy) by the text tower, one per label; "" = learned ones.
+        existence_weight: of the classification; text_weight: of the text's part of it (0 = images alone, as
+            the released code without `--use_entity_features`).
         uncertain: "zeros" in the released launch, or "ignore".
         temperature: of the contrast, at the start; variant: see `losses.image_knowledge`.
         rate: dropout of the decoder's states.
@@ -94,8 +94,8 @@ class ImageKnowledge(Objective):
         width = VARIANTS[self.decoder]["width"]
         if not tokens.shape[-1] == entities.shape[-1] == width:
             raise UserError(
-                f"image_knowledge: the image tokens are {tokens.shape[-1]} wide, the text {entities.shape[-1]} "
-                f"and the decoder {width}; set model.image_token_projection.features and the decoder to the "
+                f"image_knowledge: image tokens are {tokens.shape[-1]} wide, the text {entities.shape[-1]}, "
+                f"the decoder {width}; set model.image_token_projection.features and the decoder to the "
                 "width of the text tower"
             )
         return tokens, entities

@@ -28,7 +28,7 @@ class TargetContrast(Objective):
         normalise: "sum" or "none"; None = "none" for "prior", else "sum".
         strength: lambda of the prior; smoothing: its factor, None = the temperature (IMITATE).
         pooling: of the prior's text tower, see `report_states`.
-        ceiling: cosine at which a pair of the batch is drawn no closer (Jang et al.), None = none.
+        ceiling: cosine at which a positive (target 1) is drawn no closer (Jang et al.), None = none.
         temperature, learnable, max_scale: see `InfoNce`; FLAIR clamps at 100.
     """
 
@@ -61,14 +61,14 @@ class TargetContrast(Objective):
         )
         image, text = clean.outputs["image_embed"], clean.outputs["text_embed"]
         similarity = scaled_products(image, text, 1.0)
+        targets = self._targets(passes)
         if self.ceiling is not None:
-            pairs = jnp.eye(similarity.shape[0])
-            similarity = loss_lib.relax_positives(similarity, pairs, self.ceiling)
+            similarity = loss_lib.relax_positives(similarity, targets >= 1, self.ceiling)
         normalise: Any = self.normalise or ("none" if self.targets == "prior" else "sum")
         require_choice(normalise, ("sum", "none"), "target_contrast normalise")
         loss = loss_lib.target_contrast(
             scale * similarity,
-            self._targets(passes),
+            targets,
             normalise=normalise,
             example_mask=clean.batch.get("example_mask"),
         )
@@ -87,7 +87,10 @@ class TargetContrast(Objective):
             require(
                 batch, (self.group,), "target_contrast", "set its `group` to a key of the batch"
             )
-            return loss_lib.same_group(batch[self.group])
+            groups = batch[self.group]
+            if self.group == "label":  # what is not known counts as absent
+                groups = groups * batch["label_mask"]
+            return loss_lib.same_group(groups)
         return _label_targets(batch)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from medvlp_jax.data import pipeline
 from medvlp_jax.data.records import RecordDecoder
 
 FEATURES = tfds.features.FeaturesDict(
@@ -79,3 +80,14 @@ def test_volumes_are_lists_of_encoded_slices() -> None:
     (found,) = RecordDecoder(features, ("slices",))(data).values()
     assert isinstance(found, list)
     assert found == [png(3), png(9)]
+
+
+def test_near_and_far_files_give_the_same_examples(small) -> None:
+    """Files behind a network are read in threads of their own."""
+    source = pipeline.open_source("image_text_folder", "train", small)
+    near = source.read([5, 0, 22, 5])
+    source.folder = "gs://somewhere"
+    far = source.read([5, 0, 22, 5])
+    assert [e["image_id"] for e in near] == [e["image_id"] for e in far]
+    assert [e["image"] for e in near] == [e["image"] for e in far]
+    assert near[0]["image_id"] == near[3]["image_id"] != near[1]["image_id"]

@@ -164,3 +164,21 @@ def test_normalise_refuses_wrong_channels() -> None:
         normalise(np.zeros((1, 4, 4, 2), np.uint8), (0.5,), (0.5,), 3)
     with pytest.raises(ValueError, match="mean has 2 values"):
         normalise(np.zeros((1, 4, 4, 3), np.uint8), (0.5, 0.5), (0.5,), 3)
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.2, 1.45, 1.5, 2, 4])
+def test_shrinking_misses_no_thin_line(factor: float) -> None:
+    """A bright line of one pixel keeps its share of the light wherever it lies."""
+    size = 96
+    shares = []
+    for place in range(20, 40):
+        image = np.zeros((size, size, 1), np.uint8)
+        image[:, place] = 240
+        small = transforms.resize(image, round(size / factor), round(size / factor))
+        shares.append(float(small[small.shape[0] // 2].sum()) / (240 / factor))
+    # Linear resizing weighs pixels unevenly, by less than their width.
+    assert min(shares) > 0.4
+    assert max(shares) < 1.6
+    assert np.mean(shares) == pytest.approx(1, abs=0.06)
+    if factor >= 1.5:
+        assert max(shares) - min(shares) < 0.05

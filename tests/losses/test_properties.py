@@ -15,6 +15,9 @@ from medvlp_jax.losses import (
     convirt,
     cxr_clip,
     distillation,
+    entity_query,
+    image_knowledge,
+    knowledge_negatives,
     limitr,
     local_intra_sample,
     maco,
@@ -22,11 +25,15 @@ from medvlp_jax.losses import (
     matching,
     mil_nce,
     momentum_contrast,
+    mutual_information,
     nt_xent,
     prototype,
+    pseudo_segmentation,
+    redundancy,
     siglip,
     simsiam,
     soft_contrast,
+    tier,
     token_alignment,
     triage,
     uniformity,
@@ -166,7 +173,67 @@ def limitr_internal(x):
     )
 
 
+def mutual(x, **options):
+    scores = mutual_information.sentence_scores(x["patches"], x["words"], tile=3)
+    return mutual_information.mutual_information(
+        scores, x["word_mask"], example_mask=x["mask"], **options
+    )
+
+
+def views(x):
+    """Features of length 1: these losses grow with the fourth power of what they get."""
+    return [token_alignment.normalise(x[side]) for side in ("image", "text")]
+
+
 LOSSES = {
+    "existence": lambda x: entity_query.existence(
+        x["words"][:, :K, :2], x["label"], x["word_mask"][:, :K], example_mask=x["mask"]
+    )[0],
+    "position": lambda x: entity_query.position_contrast(
+        x["words"],
+        QUEUE,
+        x["ids"][..., None] % 4 + np.arange(2),
+        x["word_mask"],
+        example_mask=x["mask"],
+    ),
+    "kad": lambda x: image_knowledge.image_entity_contrast(
+        x["image"], x["text"], example_mask=x["mask"]
+    ),
+    "kad_released": lambda x: image_knowledge.image_entity_contrast(
+        x["image"], x["text"], variant="released", example_mask=x["mask"]
+    ),
+    "g2d": lambda x: pseudo_segmentation.pseudo_segmentation(
+        x["patches"],
+        pseudo_segmentation.pseudo_mask(x["patch_attention"][:, None], (N, D)),
+        example_mask=x["mask"],
+    ),
+    "kobo": lambda x: knowledge_negatives.enhanced_contrast(
+        products(x),
+        knowledge_negatives.noise_of_negatives(
+            knowledge_negatives.sample_knowledge(x["label"], QUEUE[:K])
+        ),
+        example_mask=x["mask"],
+    ),
+    "kobo_guidance": lambda x: knowledge_negatives.knowledge_guidance(
+        x["image"], x["text"], second(x["text"]), 10.0, example_mask=x["mask"]
+    ),
+    "mi_infonce": mutual,
+    "mi_infonce_released": lambda x: mutual(x, variant="released"),
+    "mi_dv": lambda x: mutual(x, estimator="dv"),
+    "mi_jsd": lambda x: mutual(x, estimator="jsd"),
+    "tier": lambda x: sum(
+        tier.token_patch_entropy(x["patches"], x["words"], x["word_mask"], example_mask=x["mask"])
+    ),
+    "orthogonality": lambda x: redundancy.orthogonality(views(x)[0], example_mask=x["mask"]),
+    "cosine_alignment": lambda x: redundancy.cosine_alignment(*views(x), example_mask=x["mask"]),
+    "barlow_twins": lambda x: redundancy.barlow_twins(*views(x), example_mask=x["mask"]),
+    "vicreg": lambda x: redundancy.vicreg(*views(x), example_mask=x["mask"]),
+    "cross_lingual_features": lambda x: redundancy.cross_lingual_features(
+        *views(x), variant="released", example_mask=x["mask"]
+    ),
+    "cross_lingual_instances": lambda x: redundancy.cross_lingual_instances(
+        *views(x), example_mask=x["mask"]
+    ),
     "limitr_external": limitr_external,
     "limitr_internal": limitr_internal,
     "simsiam": lambda x: simsiam.simsiam(

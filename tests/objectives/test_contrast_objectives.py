@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medvlp_jax import build
 from medvlp_jax.errors import UserError
 from medvlp_jax.losses.info_nce import info_nce
 from medvlp_jax.objectives.base import Objective, Pass
@@ -89,6 +90,7 @@ OBJECTIVES = [
     TargetContrast(),
     TargetContrast(targets="group"),
     TargetContrast(targets="group", group="study_id", ceiling=0.4, learnable=False),
+    TargetContrast(targets="group", group="label"),
     TargetContrast(targets="prior"),
     TriagedContrast(positive=0.3, negative=0.1),
     TriagedContrast(positive=0.3, negative=0.1, variant="released", pooling="mean"),
@@ -141,6 +143,16 @@ def test_which_passes_are_asked_for():
     assert MilNce().corruptions() == KnowledgeContrast().corruptions() == (Clean(), SecondText())
     assert Maco(patch_size=8).corruptions() == (MaskImage(0.5, 8),)
     assert MomentumContrast(decay=0.9).corruptions() == (Clean(), Momentum(0.9))
+
+
+def test_a_config_finds_every_objective_by_its_file() -> None:
+    for made in OBJECTIVES:
+        cls = type(made)
+        name = cls.__module__.rpartition(".")[2]
+        _, found = build.load_class(
+            "objectives", name, "objectives", attribute=build.camel_case(name)
+        )
+        assert found is cls
 
 
 def test_choices_are_checked():

@@ -12,10 +12,15 @@ import pytest
 from medvlp_jax.errors import UserError
 from medvlp_jax.losses import word_region as word_region_loss
 from medvlp_jax.objectives.base import Objective, Pass
+from medvlp_jax.objectives.cross_lingual import CrossLingual
+from medvlp_jax.objectives.hierarchical_contrast import HierarchicalContrast
 from medvlp_jax.objectives.limitr import Limitr
 from medvlp_jax.objectives.local_intra_sample import LocalIntraSample
+from medvlp_jax.objectives.local_mutual_information import LocalMutualInformation
+from medvlp_jax.objectives.mflag import Mflag
 from medvlp_jax.objectives.nt_xent import NtXent
 from medvlp_jax.objectives.prior_local import PriorLocal
+from medvlp_jax.objectives.tier import Tier
 from medvlp_jax.objectives.uniformity import Uniformity
 from medvlp_jax.objectives.word_region import WordRegion
 
@@ -36,6 +41,9 @@ def local_pass(seed: int = 0, **changes: Any) -> Pass:
     batch = {
         "text_id": np.arange(ROWS, dtype=np.int32),
         "subject_id": np.arange(ROWS, dtype=np.int32),
+        "study_id": np.arange(ROWS, dtype=np.int32),
+        "attention_mask": words.astype(np.int32),
+        "text_present": np.ones((ROWS, 2), np.float32),
         "example_mask": np.ones(ROWS, np.float32),
         # Two or three sentences, with a special token before and after them.
         "sentence_ids": np.where(words > 0, np.arange(LENGTH) // 2, -1).astype(np.int32),
@@ -46,6 +54,9 @@ def local_pass(seed: int = 0, **changes: Any) -> Pass:
         "image_token_embed": normal(ROWS, REGIONS, WIDTH),
         "text_token_embed": normal(ROWS, LENGTH, WIDTH),
         "text_token_mask": words,
+        "image_pooled": normal(ROWS, 5),
+        "text_pooled": normal(ROWS, 6),
+        "image_hidden": tuple(normal(ROWS, 8 >> i, 8 >> i, 4 + i) for i in range(4)),
         "image_tokens": normal(ROWS, REGIONS, 5),
         "text_states": normal(ROWS, LENGTH, 6),
         "image_attention": attention(rng.random((ROWS, 2, REGIONS + 1, REGIONS + 1))),
@@ -60,22 +71,31 @@ def attention(x: np.ndarray) -> np.ndarray:
     return (x / x.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def evaluate(objective: Objective, step: Pass, params: Any = None):
-    """Loss, metrics and parameters (fresh ones unless given)."""
+def passes_of(objective: Objective, step: Pass) -> tuple[Pass, ...]:
+    """The clean pass, then for each further corruption one whose outputs differ a little."""
+
+    def other(x: Any) -> Any:
+        return x + 0.1 * jnp.sin(3 * x)
+
+    changed = Pass(step.batch, jax.tree.map(other, step.outputs))
+    return (step, *[changed] * (len(objective.corruptions()) - 1))
+
+
+def evaluate(objective: Objective, step: Pass, variables: Any = None):
+    """Loss, metrics and variables (fresh ones unless given)."""
 
     @jax.jit
-    def run(params: Any, step: Pass):
-        variables = {"params": params or {}}
-        if params is None:
-            variables = objective.init(jax.random.key(0), (step,), train=False)
-        loss, metrics = objective.apply(variables, (step,), train=False)
-        return loss, metrics, variables.get("params", {})
+    def run(variables: Any, step: Pass):
+        passes = passes_of(objective, step)
+        if variables is None:
+            variables = objective.init(jax.random.key(0), passes, train=False)
+        return (*objective.apply(variables, passes, train=False), variables)
 
-    return run(params, step)
+    return run(variables, step)
 
 
 def rows_of(step: Pass, rows: slice) -> Pass:
-    return Pass(*({k: v[rows] for k, v in part.items()} for part in step))
+    return Pass(*jax.tree.map(lambda x: x[rows], tuple(step)))
 
 
 STATES = ("image_tokens", "text_states")
@@ -91,6 +111,26 @@ CASES: dict[str, tuple[Objective, tuple[str, ...]]] = {
     "prior_global": (
         PriorLocal(features=8, max_sentences=3, global_weight=1.0, global_temperature=0.1),
         (*STATES, "image_embed"),
+    ),
+    "mi": (LocalMutualInformation(hidden=(8, 4), max_sentences=3), STATES),
+    "mi_dv": (LocalMutualInformation(hidden=(8,), max_sentences=3, estimator="dv"), STATES),
+    "mi_dot": (
+        LocalMutualInformation(hidden=(), features=8, max_sentences=3, estimator="jsd"),
+        STATES,
+    ),
+    "tier": (Tier(), TOKENS),
+    "tier_released": (Tier(variant="released"), TOKENS),
+    "mflag": (Mflag(), (*EMBEDS, "image_pooled")),
+    "mflag_released": (Mflag(variant="released", denominator=9.0), (*EMBEDS, "image_pooled")),
+    "med_unic": (CrossLingual(features=8, hidden=16), ("text_pooled",)),
+    "med_unic_released": (
+        CrossLingual(features=8, hidden=16, variant="released"),
+        ("text_pooled",),
+    ),
+    "med_unic_vicreg": (CrossLingual(features=8, hidden=16, method="vicreg"), ("text_pooled",)),
+    "imitate": (
+        HierarchicalContrast(features=8, pool_size=4, shares=(0.5,) * 4),
+        ("image_hidden", "image_pooled"),
     ),
     "nt_xent": (NtXent(), EMBEDS),
     "uniformity": (Uniformity(), EMBEDS),
@@ -111,26 +151,33 @@ def test_padded_rows_do_not_count(name) -> None:
     # The padded rows even carry a text that a real row has.
     text_id = np.r_[np.arange(REAL), 0, 0].astype(np.int32)
     padded = local_pass(example_mask=mask, text_id=text_id)
-    loss, _, params = evaluate(objective, padded)
-    cut, _, _ = evaluate(objective, rows_of(padded, slice(REAL)), params)
+    loss, _, variables = evaluate(objective, padded)
+    cut, _, _ = evaluate(objective, rows_of(padded, slice(REAL)), variables)
     np.testing.assert_allclose(loss, cut, rtol=1e-5)
     assert loss.dtype == jnp.float32
     assert loss.shape == ()
 
-    def loss_of(changed: dict[str, jax.Array]) -> jax.Array:
-        step = Pass(padded.batch, {**padded.outputs, **changed})
-        return objective.apply({"params": params}, (step,), train=False)[0]
+    @jax.jit
+    def gradient(chosen: dict[str, Any], variables: Any) -> Any:
+        def loss_of(changed: dict[str, Any]) -> jax.Array:
+            step = Pass(padded.batch, {**padded.outputs, **changed})
+            passes = passes_of(objective, step)
+            return objective.apply(variables, passes, train=False)[0]
 
-    for key, grad in jax.jit(jax.grad(loss_of))({k: padded.outputs[k] for k in reached}).items():
-        assert np.isfinite(grad).all(), key
-        assert np.abs(grad[:REAL]).max() > 1e-5, key
-        np.testing.assert_array_equal(grad[REAL:], 0, err_msg=key)
+        return jax.grad(loss_of)(chosen)
+
+    for key, grads in gradient({k: padded.outputs[k] for k in reached}, variables).items():
+        for grad in jax.tree.leaves(grads):
+            assert np.isfinite(grad).all(), key
+            assert np.abs(grad[:REAL]).max() > 1e-6, key
+            np.testing.assert_array_equal(grad[REAL:], 0, err_msg=key)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_missing_output_is_named(name) -> None:
     objective, reached = CASES[name]
-    for key in set(reached) - set(EMBEDS):  # those every model has
+    always = {*EMBEDS, "image_pooled", "text_pooled"}  # those every model has
+    for key in set(reached) - always:
         step = local_pass()
         del step.outputs[key]
         with pytest.raises(UserError, match=rf"needs {key}.*model\."):
@@ -192,3 +239,42 @@ def test_sentences_beyond_the_first_do_not_count() -> None:
     assert late.any()
     step.outputs["text_states"][late] = 5.0
     np.testing.assert_allclose(evaluate(objective, step, params)[0], loss, rtol=1e-6)
+
+
+def test_imitate_leaves_out_rows_that_lack_a_section() -> None:
+    objective = HierarchicalContrast(features=8, pool_size=4, shares=(0.5,) * 4)
+    present = np.ones((ROWS, 2), np.float32)
+    present[REAL:, 1] = 0
+    step = local_pass(text_present=present)
+    _, metrics, variables = evaluate(objective, step)
+    _, cut, _ = evaluate(objective, rows_of(step, slice(REAL)), variables)
+    for part in ("findings", "impression"):
+        np.testing.assert_allclose(metrics[part], cut[part], rtol=1e-5)
+    assert abs(float(metrics["visual"]) - float(cut["visual"])) > 1e-4
+    with pytest.raises(UserError, match=r"as model\.image_encoder\.name='resnet' returns them"):
+        evaluate(objective, local_pass(image_hidden=(np.ones((ROWS, 3, 4)),) * 4))
+
+
+def test_mutual_information_leaves_out_images_of_the_same_study() -> None:
+    objective = LocalMutualInformation(hidden=(8,), max_sentences=3)
+    loss, _, variables = evaluate(objective, local_pass())
+    twins = local_pass(study_id=np.array([0, 0, 1, 2, 3, 4], np.int32))
+    assert abs(float(evaluate(objective, twins, variables)[0]) - float(loss)) > 1e-5
+
+
+FIELDS = {
+    LocalMutualInformation: ("estimator", "variant", "select"),
+    Tier: ("variant",),
+    Mflag: ("variant",),
+    CrossLingual: ("method", "variant"),
+    Limitr: ("variant", "duplicates"),
+    LocalIntraSample: ("weights",),
+    HierarchicalContrast: ("pooling",),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
+def test_unknown_choices_are_refused(kind) -> None:
+    for field in FIELDS[kind]:
+        with pytest.raises(UserError, match=f"{field}='other': choose"):
+            evaluate(kind(**{field: "other"}), local_pass())

@@ -112,6 +112,18 @@ def test_copies_start_as_the_parameters_and_then_follow() -> None:
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
+def test_copies_are_placed_as_what_they_copy() -> None:
+    system = system_of(albef=MomentumContrast(queue_size=QUEUE, decay=0.6))
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    init = make_init(system, lambda _: optax.sgd(0.1), lambda batch: batch)
+    _, shardings = place_state(init, jax.random.key(0), batch_of(0), mesh)
+    own, copy = shardings.params["model"], copies(shardings.model_state)["model"]
+    assert jax.tree.leaves(own) == jax.tree.leaves(copy)
+    assert not own["image_encoder"]["kernel"].is_fully_replicated
+    queue = shardings.model_state["queue"]["objectives_albef"]["image"]
+    assert queue.is_fully_replicated
+
+
 def test_queues_hold_the_latest_keys() -> None:
     """Two batches of 8 in a queue of 20, then the third wraps around."""
     found = trained(1, start="empty")

@@ -39,6 +39,7 @@ TOWERS: dict[str, Any] = {
     "prompt_tuning.TextPrompts": TextPrompts,
 }
 HEADS: dict[str, Any] = {
+    "heads.Identity": nn.Identity,
     "heads.LinearProjection": LinearHead,
     "heads.MLPProjection": MlpHead,
     "heads.BatchNormProjection": BatchNormHead,
