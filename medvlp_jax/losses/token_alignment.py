@@ -124,9 +124,11 @@ def match_contexts(
 def _log_sum_exp(x: Array, axis: int) -> jax.Array:
     """log sum exp that survives logits of 1e9, as products of tokens that are not normalised can be.
 
-    A compiler may compute the logits twice, rounded differently, and so find some above their own maximum.
+    A compiler may compute the logits twice, rounded differently, and so find all of them far above or below
+    their own maximum. It counts as 1 in the sum, which is then held at 1 or more.
     """
     top = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
     below = x - top
     below = below - jax.lax.stop_gradient(jnp.maximum(below, 0.0))
-    return jnp.log(jnp.sum(jnp.exp(below), axis=axis)) + jnp.squeeze(top, axis)
+    total = jnp.sum(jnp.exp(below), axis=axis)
+    return jnp.log(jnp.where(total >= 1, total, 1.0)) + jnp.squeeze(top, axis)

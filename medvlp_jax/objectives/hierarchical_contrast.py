@@ -21,8 +21,8 @@ class HierarchicalContrast(Objective):
     """Multi-level image features against the findings, the last level against the impression, both levels.
 
     Reads the sections as the two texts of each row: `data.text.sample="section"` and
-    `data.text.per_image=2`. A row that lacks a section counts in the third part only. The soft targets come
-    from the text tower, which IMITATE keeps frozen (`optim.groups`), and the image tower is a ResNet.
+    `data.text.per_image=2`. A row that lacks a section counts in the third part only. The image tower is a
+    ResNet; the text tower, which IMITATE keeps frozen, gets no gradient, only the head on top of it.
 
     Fields:
         features: width of all embeddings.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
-import jax.numpy as jnp
 
 from medvlp_jax.losses import info_nce as loss_lib
 from medvlp_jax.objectives.base import Objective, Pass
 from medvlp_jax.objectives.inputs import dropped_negatives
+from medvlp_jax.objectives.temperature import logit_scale
 from medvlp_jax.types import Array, Metrics
 
 
@@ -37,11 +35,9 @@ class InfoNce(Objective):
         """See the base class; metrics: logit_scale, accuracy (retrieval within the batch)."""
         del train
         (clean,) = passes
-        start = -math.log(self.temperature)
-        log_scale = jnp.asarray(start, jnp.float32)
-        if self.learnable:
-            log_scale = self.param("log_logit_scale", nn.initializers.constant(start), ())
-        scale = jnp.exp(jnp.minimum(log_scale, math.log(self.max_scale)))
+        scale = logit_scale(
+            self, self.temperature, learnable=self.learnable, max_scale=self.max_scale
+        )
         drop = dropped_negatives(clean.batch, self.duplicates, "info_nce")
         image, text = clean.outputs["image_embed"], clean.outputs["text_embed"]
         masks = dict(example_mask=clean.batch.get("example_mask"), drop_negatives=drop)

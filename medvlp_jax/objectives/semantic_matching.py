@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax.numpy as jnp
 
 from medvlp_jax.errors import UserError
 from medvlp_jax.losses.soft_contrast import label_similarity, soft_contrast
 from medvlp_jax.objectives.base import Objective, Pass
+from medvlp_jax.objectives.temperature import logit_scale
 from medvlp_jax.types import Array, Metrics
 
 
@@ -39,10 +38,7 @@ class SemanticMatching(Objective):
                 "objective semantic_matching compares labels, but the dataset has none: choose a "
                 "labelled dataset or another objective (e.g. info_nce)"
             )
-        log_scale = self.param(
-            "log_logit_scale", nn.initializers.constant(-math.log(self.temperature)), ()
-        )
-        scale = jnp.exp(jnp.clip(log_scale, 0.0, math.log(self.max_scale)))
+        scale = logit_scale(self, self.temperature, min_scale=1.0, max_scale=self.max_scale)
         batch = clean.batch
         targets = label_similarity(
             batch["label"] * batch["label_mask"],

@@ -17,6 +17,7 @@ from medvlp_jax.objectives.hierarchical_contrast import HierarchicalContrast
 from medvlp_jax.objectives.limitr import Limitr
 from medvlp_jax.objectives.local_intra_sample import LocalIntraSample
 from medvlp_jax.objectives.local_mutual_information import LocalMutualInformation
+from medvlp_jax.objectives.matching_triplet import MatchingTriplet
 from medvlp_jax.objectives.mflag import Mflag
 from medvlp_jax.objectives.nt_xent import NtXent
 from medvlp_jax.objectives.prior_local import PriorLocal
@@ -132,6 +133,7 @@ CASES: dict[str, tuple[Objective, tuple[str, ...]]] = {
         HierarchicalContrast(features=8, pool_size=4, shares=(0.5,) * 4),
         ("image_hidden", "image_pooled"),
     ),
+    "matching_triplet": (MatchingTriplet(), EMBEDS),
     "nt_xent": (NtXent(), EMBEDS),
     "uniformity": (Uniformity(), EMBEDS),
     "lovt": (LocalIntraSample(**SMALL), STATES),
@@ -171,6 +173,35 @@ def test_padded_rows_do_not_count(name) -> None:
             assert np.isfinite(grad).all(), key
             assert np.abs(grad[:REAL]).max() > 1e-6, key
             np.testing.assert_array_equal(grad[REAL:], 0, err_msg=key)
+
+
+DISTINCT = sorted(set(CASES) - {"mi_dv", "mi_dot", "prior", "lovt_attention", "tier_released"})
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1])
+@pytest.mark.parametrize("name", DISTINCT)
+def test_stays_finite_without_anything_to_contrast(name, rows) -> None:
+    """A batch of one, or of equal texts of one patient and study, the first of them empty."""
+    objective, reached = CASES[name]
+    step = rows_of(local_pass(), slice(rows))
+    for key in ("text_id", "subject_id", "study_id"):
+        step.batch[key][:] = 3
+    step.batch["sentence_ids"][0] = -1
+    step.batch["attention_mask"][0] = 0
+    step.outputs["text_token_mask"][0] = 0
+    step.outputs["text_embed"][:] = step.outputs["text_embed"][:1]
+
+    @jax.jit
+    def run(chosen: dict[str, Any]) -> Any:
+        def loss_of(changed: dict[str, Any]) -> jax.Array:
+            passes = passes_of(objective, Pass(step.batch, {**step.outputs, **changed}))
+            return objective.init_with_output(jax.random.key(0), passes, train=False)[0][0]
+
+        return jax.value_and_grad(loss_of)(chosen)
+
+    loss, grads = run({key: step.outputs[key] for key in reached})
+    assert np.isfinite(loss)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -246,8 +277,9 @@ def test_imitate_leaves_out_rows_that_lack_a_section() -> None:
     present = np.ones((ROWS, 2), np.float32)
     present[REAL:, 1] = 0
     step = local_pass(text_present=present)
-    _, metrics, variables = evaluate(objective, step)
+    loss, metrics, variables = evaluate(objective, step)
     _, cut, _ = evaluate(objective, rows_of(step, slice(REAL)), variables)
+    np.testing.assert_allclose(loss, sum(metrics.values()), rtol=1e-6)
     for part in ("findings", "impression"):
         np.testing.assert_allclose(metrics[part], cut[part], rtol=1e-5)
     assert abs(float(metrics["visual"]) - float(cut["visual"])) > 1e-4

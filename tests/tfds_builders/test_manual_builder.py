@@ -38,7 +38,7 @@ def test_tables_are_read_plain_and_compressed(tmp_path) -> None:
         (b"a,b\n1\n", "line 2 has 1 cells, its header has 2"),
         (b"a,b\n1,2,3\n", "line 2 has 3 cells"),
         (b"a,b\n1,caf\xe9\n", "is not UTF-8"),
-        (gzip.compress(b"a,b\n1,2\n")[:-12], "is damaged near line"),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0)[:-12], "is damaged near line"),
         (b"a,b\n", None),
     ],
 )
