@@ -67,7 +67,8 @@ setup() {
         --target "$venv/parity" timm==1.0.31 torchvision==0.29.1 open_clip_torch==3.3.0 ftfy==6.3.1 \
         wcwidth==0.9.4 || die "could not install the models of the parity tests"
   fi
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  # The build tool warns of every folder beside an editable package, on every installation.
+  PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --editable "$here${extras:+[$extras]}" || die "installation failed; see pip's message above"
   echo "$wanted" >"$stamp"
 }

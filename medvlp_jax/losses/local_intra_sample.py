@@ -33,7 +33,7 @@ def spatial_positives(
     Returns:
         [N,N] float32, N = height * width, 1 on the diagonal; rows are not normalised.
     """
-    places = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2).astype(np.float64)
+    places = np.indices((height, width)).reshape(2, -1).T.astype(np.float64)
     distance = np.linalg.norm(places[:, None] - places, axis=-1)
     if relative:
         distance = distance / np.hypot(height, width)
