@@ -41,7 +41,7 @@ _MODEL_PARTS = (
     "text_decoder",
 )
 _TEXT_PARTS = ("text_encoder", "text_decoder")
-_MODEL_OPTIONS = ("merge_words", "last_layers", "text_pooling")
+_MODEL_OPTIONS = ("image_pooling", "merge_words", "last_layers", "text_pooling")
 
 
 def camel_case(name: str) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from medvlp_jax.losses.momentum_contrast import follow
 from medvlp_jax.models import lora
 from medvlp_jax.objectives.system import System
 from medvlp_jax.parallel.mesh import batch_sharding, replicated
@@ -110,11 +111,6 @@ def place_state(
     return shapes, state_shardings(shapes, shapes.params, mesh, rules)
 
 
-def _average(old: Any, new: Any, decay: float) -> Any:
-    """Exponential moving average of two trees."""
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
-
-
 def _hold(params: Any, frozen: Any) -> Any:
     """Parameters of which the marked ones have no gradient."""
     if frozen is None:
@@ -164,7 +160,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         model_state = dict(updated)
         if ema_decay:
-            model_state["ema_params"] = _average(state.model_state["ema_params"], params, ema_decay)
+            model_state["ema_params"] = follow(state.model_state["ema_params"], params, ema_decay)
         metrics = {
             **metrics,
             "loss": loss,

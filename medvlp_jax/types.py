@@ -28,6 +28,8 @@ sentence_ids        [B,L] int32          sentence of each token, -1 where `word_
 input_ids_2         [B,L] int32          the row's second text, in training, with `attention_mask_2` and
                                          `word_ids_2` (`text.second`)
 text_present        [B,n] float32        1 where the row has an n-th text (`text.per_image=n`)
+entity_positions    [B,P,K] int8         triplets of the text: 1 = entity K is at position P, 0 = it is not,
+                                         -1 uncertain, -2 not mentioned (read by `entity_query`)
 image_keep_ids      [B,Nk] int32         patches that stay visible (written by `MaskImage`)
 image_restore_ids   [B,N] int32          argsort that restores the patch order (written by `MaskImage`)
 image_mask          [B,N] float32        1 = patch removed (written by `MaskImage`)

@@ -190,6 +190,8 @@ def _text_problems(model: VisionLanguageModel, tokenizer: Any) -> list[str]:
 
 def _head_problems(model: VisionLanguageModel) -> list[str]:
     problems = []
+    if model.image_pooling != "encoder":
+        problems.append(f"model.image_pooling={model.image_pooling!r}: use 'encoder'")
     if model.fusion is not None:
         problems.append("model.fusion: fusion encoders do not export; use fusion=None")
     widths = []

@@ -60,6 +60,8 @@ def text_problems(encoder: siglip_text.Encoder) -> list[str]:
 def _other_problems(model: VisionLanguageModel) -> list[str]:
     text: Any = model.text_encoder
     found = text_problems(text)
+    if model.image_pooling != "encoder":
+        found.append(f"model.image_pooling={model.image_pooling!r}: use 'encoder'")
     if model.text_pooling != "encoder":
         found.append(f"model.text_pooling={model.text_pooling!r}: use 'encoder'")
     if model.fusion is not None:

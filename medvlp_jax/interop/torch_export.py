@@ -184,6 +184,7 @@ def config(trained: Trained) -> dict[str, Any]:
         parts["fusion"]["activation"] = "gelu"
     return {
         **parts,
+        "image_pooling": model.image_pooling,
         "text_pooling": model.text_pooling,
         "last_layers": model.last_layers,
         "merge_words": model.merge_words,

@@ -1,4 +1,4 @@
-"""Study-level contrast of two images and two texts (CXR-CLIP, arXiv 2310.13292, eq. 1-4)."""
+"""Study-level contrast of two images and two texts (CXR-CLIP, arXiv 2310.13292)."""
 
 from __future__ import annotations
 

@@ -107,9 +107,9 @@ def target_contrast(
 ) -> jax.Array:
     """L = w mean_i H(y_i, softmax_j l_ij) + (1 - w) mean_j H(y_j, softmax_i l_ij), H(y, p) = -sum y log p.
 
-    With `normalise="sum"` and targets 1 for all rows of a label this is UniCL's bidirectional loss (eq. 2-4:
-    the mean of -log p over the positives of a row), and FLAIR's; KAD's released text contrast divides by the
-    L2 norm, so that its targets do not sum to 1.
+    With `normalise="sum"` and targets 1 for all rows of a label (-log p is averaged over a row's positives)
+    this is FLAIR's loss, and half of UniCL's, which adds the directions; KAD's released text contrast divides
+    by the L2 norm, so that its targets do not sum to 1.
 
     Args:
         logits: [B,B] scaled similarities, images in rows.

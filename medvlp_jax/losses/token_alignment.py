@@ -125,10 +125,10 @@ def _log_sum_exp(x: Array, axis: int) -> jax.Array:
     """log sum exp that survives logits of 1e9, as products of tokens that are not normalised can be.
 
     A compiler may compute the logits twice, rounded differently, and so find all of them far above or below
-    their own maximum. It counts as 1 in the sum, which is then held at 1 or more.
+    their own maximum. That counts as 1 in the sum, so a sum far below 1 is such a case and replaced by 1.
     """
     top = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
     below = x - top
     below = below - jax.lax.stop_gradient(jnp.maximum(below, 0.0))
     total = jnp.sum(jnp.exp(below), axis=axis)
-    return jnp.log(jnp.where(total >= 1, total, 1.0)) + jnp.squeeze(top, axis)
+    return jnp.log(jnp.where(total > 0.5, total, 1.0)) + jnp.squeeze(top, axis)

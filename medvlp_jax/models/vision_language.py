@@ -28,6 +28,9 @@ class VisionLanguageModel(nn.Module):
             pooled output itself.
         image_token_projection, text_token_projection: heads on the tokens; None leaves out
             `image_token_embed` / `text_token_embed`.
+        image_pooling: "encoder" = the image encoder's own, before the projection; "projected_mean" =
+            `image_projection` projects each token, `image_embed` is the mean of these and `image_token_embed`
+            they themselves (BioViL), so there is no `image_token_projection`.
         merge_words: sum word pieces into words (GLoRIA, MGCA) before the token projection; special tokens
             are left out.
         last_layers: text tokens are the sum of this many last hidden states (GLoRIA: 4).
@@ -44,6 +47,7 @@ class VisionLanguageModel(nn.Module):
     text_projection: nn.Module | None = None
     image_token_projection: nn.Module | None = None
     text_token_projection: nn.Module | None = None
+    image_pooling: Literal["encoder", "projected_mean"] = "encoder"
     merge_words: bool = False
     last_layers: int = 1
     text_pooling: Literal["encoder", "mean"] = "encoder"
@@ -76,13 +80,23 @@ class VisionLanguageModel(nn.Module):
         Returns:
             image_pooled [B, Di], image_tokens [B, N, Di], image_hidden (see the encoder), image_cls [B, Di]
             and image_attention where the encoder returns them, image_embed [B, D] float32 of length 1, and
-            image_token_embed [B, N, D] if there is a token projection.
+            image_token_embed [B, N, D] if there is a token projection or with "projected_mean".
+
+        Raises:
+            UserError: an unknown `image_pooling`, or "projected_mean" with other projections than it takes.
         """
         further = {name: batch[key] for key, name in _IMAGE_INPUTS.items() if key in batch}
         encoded = self.image_encoder(
             batch["image"], keep_ids=batch.get("image_keep_ids"), train=train, **further
         )
         outputs = {f"image_{key}": value for key, value in encoded.items()}
+        if self.image_pooling == "projected_mean":
+            outputs.update(self._projected_mean(encoded["tokens"], train))
+            return outputs
+        if self.image_pooling != "encoder":
+            raise UserError(
+                f"image_pooling={self.image_pooling!r} is unknown; choose encoder or projected_mean"
+            )
         outputs["image_embed"] = _embed(self.image_projection, encoded["pooled"], train)
         if self.image_token_projection is not None:
             outputs["image_token_embed"] = self.image_token_projection(
@@ -159,6 +173,17 @@ class VisionLanguageModel(nn.Module):
             batch["input_ids"], batch["attention_mask"], context, train=train
         )
         return {f"decoder_{key}": value for key, value in decoded.items()}
+
+    def _projected_mean(self, tokens: Array, train: bool) -> Outputs:
+        """image_token_embed [B, N, D] of tokens [B, N, Di], and image_embed [B, D], their mean."""
+        if self.image_projection is None or self.image_token_projection is not None:
+            raise UserError(
+                "image_pooling='projected_mean' takes model.image_projection for the tokens too: set it and "
+                "leave model.image_token_projection out"
+            )
+        projected = self.image_projection(tokens, train=train)
+        mean = jnp.mean(projected.astype(jnp.float32), axis=1)
+        return {"image_embed": layers.l2_normalize(mean), "image_token_embed": projected}
 
     def _text_tokens(self, encoded: Outputs, batch: Batch) -> tuple[Array, Array]:
         tokens = encoded["tokens"]

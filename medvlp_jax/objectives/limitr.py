@@ -17,11 +17,12 @@ from medvlp_jax.types import Array, Metrics
 class Limitr(Objective):
     """External and internal loss between `image_token_embed` and `text_token_embed`.
 
-    LIMITR's global loss is `info_nce` with temperature 0.1, not learnable, with twice its weight.
+    LIMITR's global loss is `info_nce` with temperature 0.1, not learnable, with twice its weight. Its scores
+    have a dropout of 0.4 in the released code, which is left out here.
 
     Fields:
         temp1, temp3: inverse temperatures of the attention and of the external contrast.
-        temperature, scale: of the internal contrast, and its factor.
+        internal_temperature, scale: of the internal contrast, and its factor.
         external_weight, internal_weight: of the two losses (the released launch has 0 for the second).
         variant: "paper" or "released", see `losses.limitr.limitr_internal`.
         tile: texts at a time in the external loss; None = all at once.
@@ -30,7 +31,7 @@ class Limitr(Objective):
 
     temp1: float = 4.0
     temp3: float = 10.0
-    temperature: float = 0.1
+    internal_temperature: float = 0.1
     scale: float = 0.1
     external_weight: float = 1.0
     internal_weight: float = 1.0
@@ -67,7 +68,7 @@ class Limitr(Objective):
             text,
             text_token_mask=mask,
             temp1=self.temp1,
-            temperature=self.temperature,
+            temperature=self.internal_temperature,
             scale=self.scale,
             example_mask=rows,
             **choice,

@@ -34,7 +34,7 @@ class LocalIntraSample(Objective):
     Fields:
         features, hidden: widths of the local embeddings and of the layers before them.
         max_sentences: sentences kept of each report; sentence_pooling: "max" or "mean" over their pieces.
-        temperature: tau of the contrast.
+        local_temperature: tau of the contrast.
         threshold, relative, smooth, decay: positives among the regions, see `spatial_positives`.
         grid: rows and columns of the regions, None = square.
         weights: importance of regions and sentences: "uniform", or "attention" of the class tokens (LoVT
@@ -47,7 +47,7 @@ class LocalIntraSample(Objective):
     hidden: int = 2048
     max_sentences: int = 16
     sentence_pooling: str = "max"
-    temperature: float = 0.3
+    local_temperature: float = 0.3
     threshold: float = 0.5
     relative: bool = True
     smooth: bool = True
@@ -89,7 +89,7 @@ class LocalIntraSample(Objective):
         for side, options in sides.items():
             real = options.get("mask")
             pair = own[side], seen[side]
-            options.update(temperature=self.temperature, example_mask=rows)
+            options.update(temperature=self.local_temperature, example_mask=rows)
             parts = {
                 "contrast": lambda p=pair, o=options: sum(local_intra_sample(*p, **o)),
                 "alignment": lambda p=pair, m=real: alignment(*p, mask=m, example_mask=rows),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -13,7 +15,6 @@ from medvlp_jax.models import heads, layers
 from medvlp_jax.models.local_attention import MeanQueryPool, SigmoidCrossAttention
 from medvlp_jax.objectives.base import Objective, Pass
 from medvlp_jax.objectives.inputs import require, sentence_states
-from medvlp_jax.objectives.temperature import logit_scale
 from medvlp_jax.types import Array, Metrics
 
 
@@ -25,8 +26,8 @@ class PriorLocal(Objective):
     Fields:
         features: width of the local embeddings.
         max_sentences: sentences kept of each report; sentence_pooling: "mean" or "max" over their pieces.
-        temperature, learnable, max_scale: of the sentences' contrast, see `InfoNce` (0.01 in the released
-            experiment).
+        local_temperature, learnable, max_scale: of the sentences' contrast, as those of `InfoNce` (0.01 in
+            the released experiment); the parameter is `log_local_scale`.
         image_weight, text_weight: of the two parts.
         global_weight, global_temperature: of a contrast of `image_embed` with the attention-pooled sentences,
             PRIOR's global loss; 0 leaves it to `info_nce`.
@@ -36,7 +37,7 @@ class PriorLocal(Objective):
     features: int = 512
     max_sentences: int = 16
     sentence_pooling: str = "mean"
-    temperature: float = 0.01
+    local_temperature: float = 0.01
     learnable: bool = True
     max_scale: float = 100.0
     image_weight: float = 1.0
@@ -47,7 +48,7 @@ class PriorLocal(Objective):
 
     @nn.compact
     def __call__(self, passes: tuple[Pass, ...], *, train: bool) -> tuple[Array, Metrics]:
-        """See the base class; metrics: image, text, logit_scale, and global where it is used."""
+        """See the base class; metrics: image, text, local_scale, and global where it is used."""
         (clean,) = passes
         outputs, batch = clean.outputs, clean.batch
         require(outputs, ("image_tokens",), "prior_local", "set model.image_encoder")
@@ -68,15 +69,13 @@ class PriorLocal(Objective):
             predictor(by_regions, train=train),
             example_mask=rows,
         )
-        scale = logit_scale(
-            self, self.temperature, learnable=self.learnable, max_scale=self.max_scale
-        )
+        scale = self._scale()
         directions = local_intra_sample(
             sentences, by_sentences, mask=mask, temperature=1 / scale, example_mask=rows
         )
         text = (directions[0] + directions[1]) / 2
         loss = self.image_weight * image + self.text_weight * text
-        metrics = {"image": image, "text": text, "logit_scale": scale}
+        metrics = {"image": image, "text": text, "local_scale": scale}
         if self.global_weight:
             pooled = MeanQueryPool(self.pool_heads, name="sentence_pool")(sentences, mask)
             width = outputs["image_embed"].shape[-1]
@@ -89,3 +88,11 @@ class PriorLocal(Objective):
             )
             loss = loss + self.global_weight * metrics["global"]
         return jnp.asarray(loss), metrics
+
+    def _scale(self) -> Array:
+        """Scale of the sentences' logits; not the global one, which has the name `log_logit_scale`."""
+        start = -math.log(self.local_temperature)
+        log_scale = jnp.asarray(start, jnp.float32)
+        if self.learnable:
+            log_scale = self.param("log_local_scale", nn.initializers.constant(start), ())
+        return jnp.exp(jnp.minimum(log_scale, math.log(self.max_scale)))

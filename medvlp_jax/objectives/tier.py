@@ -17,13 +17,13 @@ class Tier(Objective):
     Fields:
         patch_weight: lambda of the tokens' entropy over the patches; token_weight: of the patches' entropy
             over the tokens. The paper searches both between 0.1 and 0.2.
-        temperature: of the similarities.
+        entropy_temperature: of the similarities.
         variant: "paper" or "released", see `losses.tier.token_patch_entropy`.
     """
 
     patch_weight: float = 0.1
     token_weight: float = 0.1
-    temperature: float = 1.0
+    entropy_temperature: float = 1.0
     variant: str = "paper"
 
     def __call__(self, passes: tuple[Pass, ...], *, train: bool) -> tuple[Array, Metrics]:
@@ -37,7 +37,7 @@ class Tier(Objective):
             clean.outputs["image_token_embed"],
             clean.outputs["text_token_embed"],
             clean.outputs["text_token_mask"],
-            temperature=self.temperature,
+            temperature=self.entropy_temperature,
             example_mask=clean.batch.get("example_mask"),
             **choice,
         )

@@ -26,7 +26,8 @@ class WordRegion(Objective):
         words_first: whether the attention passes a softmax over the words first; None = as `variant`.
         contrast_weight: of the contrast; triplet_weight: of JoImTeR-Net's triplet loss on the same scores
             (2 in its released code, beside the contrast), with its margin.
-        tile: texts at a time, which bounds the memory; None = all at once.
+        tile: texts at a time, which bounds the memory: with 48 pairs, 361 regions, 97 words and width 768
+            value and gradient take 129 MiB at 1, 860 MiB at 8 and 5.1 GiB at once (None).
         duplicates: "ignore", "mask" or "mask_patient", see `InfoNce`.
     """
 

@@ -17,7 +17,7 @@ import pytest
 
 from medvlp_jax.errors import UserError
 from medvlp_jax.interop import exporting, torch_export, torch_parts
-from medvlp_jax.models import bert, clip_text, convnext, frames, heads, resnet, vit
+from medvlp_jax.models import bert, biovil, clip_text, convnext, frames, heads, resnet, vit
 
 torch = pytest.importorskip("torch")
 
@@ -91,6 +91,11 @@ MORE: dict[str, dict[str, Any]] = {
     "gelu head": dict(text_projection=heads.MLPProjection(24, activation="gelu")),
     "head without biases": dict(text_projection=heads.MLPProjection(24, use_bias=False)),
     "text mean over the tokens": dict(text_pooling="mean", last_layers=3),
+    "mean of the projected patches": dict(
+        image_encoder=resnet.Encoder(**resnet.VARIANTS["test"]),
+        image_projection=biovil.ImageProjection(24),
+        image_pooling="projected_mean",
+    ),
     "roberta": dict(
         text_encoder=bert.Encoder(**BERT, position_ids="roberta", padding_idx=3, token_types=1)
     ),

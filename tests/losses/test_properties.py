@@ -29,6 +29,7 @@ from medvlp_jax.losses import (
     nt_xent,
     prototype,
     pseudo_segmentation,
+    ranking,
     redundancy,
     siglip,
     simsiam,
@@ -216,6 +217,13 @@ LOSSES = {
     ),
     "kobo_guidance": lambda x: knowledge_negatives.knowledge_guidance(
         x["image"], x["text"], second(x["text"]), 10.0, example_mask=x["mask"]
+    ),
+    "ranking": lambda x: sum(
+        ranking.ranking(
+            products(x, 1.0),
+            ranking.severity_margins(x["ids"][:, 0] % 4, x["label"][:, 0] >= 0, x["ids"][:, 1]),
+            example_mask=x["mask"],
+        )
     ),
     "mi_infonce": mutual,
     "mi_infonce_released": lambda x: mutual(x, variant="released"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.models import bert, fusion, heads, pooling, resnet, vit
+from medvlp_jax.models import bert, biovil, fusion, heads, pooling, resnet, vit
 from medvlp_jax.models.vision_language import VisionLanguageModel
 
 RNG = np.random.default_rng(0)
@@ -132,6 +132,23 @@ def test_words_are_merged_from_the_chosen_layers_before_the_projection(fill):
     np.testing.assert_allclose(out["text_states"], out["text_hidden"][-1])
 
 
+def test_the_mean_of_the_projected_patches_is_the_image_embedding(fill):
+    model = _model(
+        image_projection=biovil.ImageProjection(12),
+        image_token_projection=None,
+        image_pooling="projected_mean",
+    )
+    out, variables = _run(model, fill)
+    tokens = model.image_projection.apply(
+        {name: variables[name]["image_projection"] for name in ("params", "batch_stats")},
+        out["image_tokens"],
+    )
+    np.testing.assert_allclose(out["image_token_embed"], tokens, atol=1e-5)
+    mean = tokens.mean(axis=1)
+    mean = mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    np.testing.assert_allclose(out["image_embed"], mean, atol=1e-5)
+
+
 def test_visible_patches_come_from_the_batch(fill):
     keep = np.array([[3, 1], [0, 15], [7, 8]], np.int32)
     model = _model()
@@ -224,5 +241,10 @@ def test_what_the_model_cannot_do_is_refused_with_a_remedy():
     without = {k: v for k, v in BATCH.items() if k != "word_ids"}
     with pytest.raises(UserError, match="word_ids"):
         jax.eval_shape(lambda: _model(merge_words=True).init(jax.random.key(0), without))
+    with pytest.raises(UserError, match=r"leave model\.image_token_projection out"):
+        both = _model(image_pooling="projected_mean")
+        jax.eval_shape(lambda: both.init(jax.random.key(0), BATCH))
+    with pytest.raises(UserError, match="encoder or projected_mean"):
+        jax.eval_shape(lambda: _model(image_pooling="mean").init(jax.random.key(0), BATCH))
     with pytest.raises(UserError, match="encoder or mean"):
         jax.eval_shape(lambda: _model(text_pooling="max").init(jax.random.key(0), BATCH))

@@ -19,6 +19,7 @@ from medvlp_jax.objectives.corruption import (
     Clean,
     MaskImage,
     Momentum,
+    NthText,
     SecondImage,
     SecondText,
 )
@@ -96,6 +97,7 @@ OBJECTIVES = [
     TriagedContrast(positive=0.3, negative=0.1, variant="released", pooling="mean"),
     MilNce(),
     MilNce(variant="released"),
+    MilNce(texts=3),
     KnowledgeContrast(),
     KnowledgeContrast(variant="released"),
     CxrClip(),
@@ -213,6 +215,18 @@ def test_triage_reads_the_frozen_reports():
     outputs = passes[0].outputs
     wanted = info_nce(outputs["image_embed"], outputs["text_embed"], 10.0)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+
+
+def test_mil_nce_leaves_out_texts_that_are_not_there() -> None:
+    objective = MilNce(texts=3)
+    assert objective.corruptions() == (NthText(0), NthText(1), NthText(2))
+    only_first = np.tile(np.array([1, 0, 0], np.float32), (ROWS, 1))
+    passes = passes_of(objective, text_present=only_first)
+    loss, _, variables = evaluate(objective, passes)
+    wanted, _, _ = evaluate(MilNce(texts=1), passes[:1], variables)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    every = passes_of(objective, text_present=np.ones((ROWS, 3), np.float32))
+    assert abs(float(evaluate(objective, every, variables)[0]) - float(loss)) > 1e-3
 
 
 def test_cxr_clip_parts_come_from_their_views():

@@ -310,3 +310,17 @@ def test_unknown_choices_are_refused(kind) -> None:
     for field in FIELDS[kind]:
         with pytest.raises(UserError, match=f"{field}='other': choose"):
             evaluate(kind(**{field: "other"}), local_pass())
+
+
+def test_prior_has_its_own_scale() -> None:
+    objective = PriorLocal(features=8, max_sentences=3, local_temperature=0.1)
+    _, metrics, variables = evaluate(objective, local_pass())
+    assert float(metrics["local_scale"]) == pytest.approx(10, rel=1e-5)
+    assert "log_logit_scale" not in variables["params"]
+    variables["params"]["log_local_scale"] = jnp.asarray(9.0)
+    assert float(evaluate(objective, local_pass(), variables)[1]["local_scale"]) == pytest.approx(
+        100, rel=1e-5
+    )
+    _, metrics, variables = evaluate(objective.clone(learnable=False), local_pass())
+    assert float(metrics["local_scale"]) == pytest.approx(10, rel=1e-5)
+    assert "log_local_scale" not in variables["params"]

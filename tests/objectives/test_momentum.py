@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from medvlp_jax.checkpoint import Checkpoints, abstract
 from medvlp_jax.errors import UserError
 from medvlp_jax.models import bert, heads, vit
 from medvlp_jax.models.layers import l2_normalize
@@ -66,9 +67,8 @@ def system_of(**objectives: Any) -> System:
     return System(Towers(), objectives, dict.fromkeys(objectives, 1.0))
 
 
-@functools.cache
-def trained(devices: int, steps: int = 4, start: str = "random") -> list[Any]:
-    """States before and after each of a few training steps, as numpy, with the losses."""
+def training(devices: int, start: str = "random"):
+    """Fresh state, step function, and what a checkpoint is restored into."""
     system = system_of(
         albef=MomentumContrast(
             queue_size=QUEUE, decay=0.6, alpha_ramp=2, queue_start=start, temperature=0.2
@@ -77,11 +77,18 @@ def trained(devices: int, steps: int = 4, start: str = "random") -> list[Any]:
     tx = optax.sgd(0.5)
     mesh = make_mesh({"data": devices}, jax.devices()[:devices])
     init = make_init(system, lambda _: tx, lambda batch: batch)
-    _, shardings = place_state(init, jax.random.key(0), batch_of(0), mesh)
+    shapes, shardings = place_state(init, jax.random.key(0), batch_of(0), mesh)
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0), batch_of(0))
     run = make_train_step(
         system, tx, lambda _: 0.5, lambda batch: batch, shardings=shardings, mesh=mesh
     )
+    return state, run, abstract(shapes, shardings)
+
+
+@functools.cache
+def trained(devices: int, steps: int = 4, start: str = "random") -> list[Any]:
+    """States before and after each of a few training steps, as numpy, with the losses."""
+    state, run, _ = training(devices, start)
     found = [(jax.tree.map(np.array, (state.params, state.model_state)), {})]
     for step in range(steps):
         state, metrics = run(state, batch_of(step))
@@ -167,6 +174,20 @@ def test_number_of_devices_changes_nothing(devices: int) -> None:
         )
         if first:
             np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-5)
+
+
+def test_a_resumed_run_goes_on_with_the_same_copies_and_queues(tmp_path) -> None:
+    state, run, like = training(1)
+    for step in range(2):
+        state, _ = run(state, batch_of(step))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state, data_state={}, config={}, metrics={})
+    checkpoints.close()
+    state, _, _ = Checkpoints(tmp_path, read_only=True).restore(2, like)
+    for step in (2, 3):
+        state, _ = run(state, batch_of(step))
+    found = jax.tree.map(np.array, (state.params, state.model_state))
+    jax.tree.map(np.testing.assert_array_equal, found, trained(1)[4][0])
 
 
 def test_frozen_copies_are_those_of_the_first_step() -> None:

@@ -70,11 +70,15 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         text, fusion, decoder = (config[k] for k in ("text_encoder", "fusion", "text_decoder"))
         self.image_encoder = make_tower(config["image_encoder"])
-        self.image_projection = make_head(self.image_encoder.out_width, config["image_projection"])
+        states = self.image_encoder.token_width
+        # Exports of earlier versions do not name it.
+        self.image_pooling = config.get("image_pooling", "encoder")
+        tokens = self.image_pooling == "projected_mean"
+        width = states if tokens else self.image_encoder.out_width
+        self.image_projection = make_head(width, config["image_projection"])
         self.text_pooling, self.last_layers = config["text_pooling"], config["last_layers"]
         self.merge_words = config["merge_words"]
         self.logit_scale: float = config["logit_scale"]
-        states = self.image_encoder.token_width
         self.text_encoder = self.fusion = self.text_decoder = None
         if text:
             self.text_encoder = make_tower(text)
@@ -97,7 +101,11 @@ class VisionLanguageModel(nn.Module):
                 nonzero for real frames; `prior_pixels`, an earlier image of the same patient, and
                 `prior_mask` [B], nonzero where there is one.
         """
-        embed = self.image_projection(self.image_encoder(pixels, **further)["pooled"])
+        encoded = self.image_encoder(pixels, **further)
+        if self.image_pooling == "projected_mean":
+            embed = self.image_projection(encoded["tokens"]).mean(1)
+        else:
+            embed = self.image_projection(encoded["pooled"])
         return F.normalize(embed, dim=-1, eps=1e-6)
 
     def encode_text(
