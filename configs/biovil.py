@@ -1,4 +1,4 @@
-"""BioViL: a radiology language model, then its contrast with patches of the image (ECCV 2022, arXiv 2204.09817).
+"""BioViL: a radiology language model, then its contrast with image patches (ECCV 2022, arXiv 2204.09817).
 
 Command:  ./run.sh train --config configs/biovil.py:stage=text,data=mimic_cxr --workdir W1
           ./run.sh export --workdir W1 --to hf --part text TEXT
@@ -10,9 +10,9 @@ Command:  ./run.sh train --config configs/biovil.py:stage=text,data=mimic_cxr --
 Hardware: batch 32.
 Published (not re-measured here): RSNA zero-shot accuracy 0.732, F1 0.665, AUROC 0.831; MS-CXR
           contrast-to-noise ratio 1.03 to 1.07, BioViL-L 1.14 to 1.21.
-Deviates: training code and settings are not released: rate, schedule, weights of the terms and epochs are ours;
-          the language model sees one corpus, not PubMed and MIMIC-III; a report that lacks a section is
-          matched with itself under another dropout.
+Deviates: training code and settings are not released: rate, schedule, weights of the terms and epochs are
+          ours; the language model sees one corpus, not PubMed and MIMIC-III; a report that lacks a section
+          is matched with itself under another dropout.
 Released: weights only.
 """
 

@@ -5,9 +5,9 @@ Command:  ./run.sh train --config configs/biovil_t.py:data=mimic_cxr --workdir W
           ./run.sh train --config configs/biovil_t.py:cpu --workdir W      (synthetic corpus, minutes)
           The published towers load as `init` too: docs/pretrained.md.
 Hardware: not given by our sources.
-Published (not re-measured here): RSNA zero-shot accuracy 0.805, F1 0.706, AUROC 0.871; MS-CXR contrast-to-noise
-          ratio 1.33; MS-CXR-T macro-accuracy 61.1 (consolidation), 67.0 (pleural effusion), 61.9
-          (pneumonia), 42.6 (pneumothorax), 68.5 (oedema).
+Published (not re-measured here): RSNA zero-shot accuracy 0.805, F1 0.706, AUROC 0.871; MS-CXR
+          contrast-to-noise ratio 1.33; MS-CXR-T macro-accuracy 61.1 (consolidation), 67.0 (pleural effusion),
+          61.9 (pneumonia), 42.6 (pneumothorax), 68.5 (oedema).
 Deviates: training code and settings are not released: batch, rate, schedule and epochs are ours; masked words
           see the image through a fusion encoder of one layer, not from each layer of the text tower; the
           report before is not read.
@@ -24,10 +24,10 @@ def get_config(arg: str = ""):
     """Arguments: smoke, cpu, data=NAME."""
     options = parse_arg(arg, smoke=False, cpu=False, data="synthetic_cxr")
     size = common.size_of(options)
-    image_encoder = dict(name="multi_image", variant="resnet50", init="")
-    if size != "full":
-        small = {"cpu": dict(variant="resnet18", stem_width=16), "smoke": dict(variant="test")}
-        image_encoder.update(small[size])
+    variant = {"full": "resnet50", "cpu": "resnet18", "smoke": "test"}[size]
+    image_encoder: dict = dict(name="multi_image", variant=variant, init="")
+    if size == "cpu":
+        image_encoder["stem_width"] = 16
     width = {"full": 768, "cpu": 128, "smoke": 32}[size]
     dropout = 0.1 if size == "full" else 0.0
     text_head = dict(name="biovil.TextProjection", features=128)

@@ -5,9 +5,9 @@ Command:  ./run.sh train --config configs/local_mi.py:data=mimic_cxr --workdir W
           ./run.sh train --config configs/local_mi.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU, batch 8.
 Published: tables of the paper are not repeated here.
-Deviates: ResNet-18 instead of the authors' small residual network for 256 px; the learning rate of the image side
-          falls too, where theirs stays; the released training has one vector per image and report, which is
-          the paper's global variant and not set up here.
+Deviates: ResNet-18 instead of the authors' small residual network for 256 px; the learning rate of the image
+          side falls too, where theirs stays; the released training has one vector per image and report,
+          which is the paper's global variant and not set up here.
 Released: see `losses.mutual_information`; `variant=released`.
 """
 
@@ -58,7 +58,7 @@ def get_config(arg: str = ""):
         ),
         train=common.train("100ep"),
     )
-    # A critic scores pairs of regions and sentences: there are no embeddings that prompts could be held against.
+    # A critic scores regions and sentences: there are no embeddings that prompts could be held against.
     config.eval.tasks = {}
     config.data.image.augment.update(
         dict(crop="none", rotate=20.0, translate=0.1, brightness=0.0, contrast=0.0)

@@ -7,12 +7,13 @@ Command:  ./run.sh train --config configs/med_unic.py:stage=text,data=mimic_cxr 
           ./run.sh train --config configs/med_unic.py:cpu --workdir W      (synthetic corpus, minutes)
           English and Spanish together: `data.mixture`, e.g. MIMIC-CXR and PadChest.
 Hardware: 8 GPUs, batch 128 each, as published.
-Published (ResNet-50, not re-measured here): linear probe CheXpert AUROC 88.2 / 89.2 / 89.5, RSNA 89.1 / 90.4 /
-          90.8 at 1 / 10 / 100 % of the labels.
-Deviates: without translations the second view of a report is its impression; the contrast of the two image views
-          has the negatives of both; one tokenizer is trained on the mixture instead of extending CXR-BERT's.
-Released: the second view of a text is the same text in another dropout pass (here: the impression, twice), the
-          instances' term is left out, and the features' term is half: `variant=released`.
+Published (ResNet-50, not re-measured here): linear probe CheXpert AUROC 88.2 / 89.2 / 89.5, RSNA 89.1 /
+          90.4 / 90.8 at 1 / 10 / 100 % of the labels.
+Deviates: without translations the second view of a report is its impression; the contrast of the two image
+          views has the negatives of both; one tokenizer is trained on the mixture instead of extending
+          CXR-BERT's.
+Released: the second view of a text is the same text in another dropout pass (here: the impression, twice),
+          the instances' term is left out, and the features' term is half: `variant=released`.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ def get_config(arg: str = ""):
     """Arguments: smoke, cpu, data=NAME."""
     options = parse_arg(arg, smoke=False, cpu=False, data="synthetic_cxr")
     size = common.size_of(options)
+    swin = dict(name="swin", init="")
+    swin["variant"] = "T" if size == "full" else "test"
     config = common.assemble(
         data=common.data(
             options.data,
@@ -30,7 +32,7 @@ def get_config(arg: str = ""):
             text=dict(max_length=128, sample="report"),
         ),
         model=dict(
-            image_encoder=dict(name="swin", variant="T" if size == "full" else "test", init=""),
+            image_encoder=swin,
             text_encoder=common.bert(size, "base", pooling="cls"),
             **common.linear_heads(size, 512),
         ),

@@ -5,10 +5,10 @@ Command:  ./run.sh train --config configs/prior.py:data=mimic_cxr --workdir W
 Hardware: 6 GPUs, batch 98 each, as published.
 Published (all three stages, re-evaluated by EGMA, not re-measured here): linear probe CheXpert AUROC 86.16 /
           87.08 / 89.08 at 1 / 10 / 100 % of the labels; CheXpert 5x200 zero-shot accuracy 34.90.
-Deviates: stages 2 (prototypes of sentences) and 3 (reconstruction of image and sentences) are not there; global
-          image features are means; the report's embedding is that of its class token, so that prompts can be
-          scored, `pool=sentences` has the paper's pool over the sentences; no horizontal flip (it would
-          contradict "left" and "right" of the report; `flip` gives the paper's).
+Deviates: stages 2 (prototypes of sentences) and 3 (reconstruction of image and sentences) are not there;
+          global image features are means; the report's embedding is that of its class token, so that prompts
+          can be scored, `pool=sentences` has the paper's pool over the sentences; no horizontal flip (it
+          would contradict "left" and "right" of the report; `flip` gives the paper's).
 Released: both temperatures are 0.01 in its experiment and 0.1 in the code; 0.01 here.
 """
 

@@ -7,7 +7,7 @@ Hardware: one GPU.
 Published: tables of the paper are not repeated here.
 Deviates: settings of the paper are known second-hand only: sizes, optimiser and weights are ours. An image
           has four sentences of its report, of which any may fit (MIL-NCE); the report as a whole is not a
-          text of its own beside them. The image term is SimCLR's, with negatives, not SimSiam's.
+          text of its own beside them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ SENTENCES = 4
 
 
 def get_config(arg: str = ""):
-    """Arguments: smoke, cpu, data=NAME, image_term=simclr|none."""
-    options = parse_arg(arg, smoke=False, cpu=False, data="synthetic_cxr", image_term="simclr")
+    """Arguments: smoke, cpu, data=NAME, image_term=simsiam|none."""
+    options = parse_arg(arg, smoke=False, cpu=False, data="synthetic_cxr", image_term="simsiam")
     size = common.size_of(options)
-    with_images = options.image_term == "simclr"
+    with_images = options.image_term == "simsiam"
     objectives = dict(mil_nce=dict(weight=1.0, texts=SENTENCES, temperature=0.07))
     if with_images:
-        objectives["simclr"] = dict(
-            weight=1.0, hidden=2048 if size == "full" else 256, temperature=0.1
+        wide = 2048 if size == "full" else 64
+        objectives["simsiam"] = dict(
+            weight=1.0, several_texts=True, features=wide, hidden=wide, bottleneck=wide // 4
         )
     config = common.assemble(
         data=common.data(

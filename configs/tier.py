@@ -6,8 +6,8 @@ Command:  ./run.sh train --config configs/tier.py:data=mimic_cxr --workdir W \\
           ./run.sh train --config configs/tier.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU, batch 16.
 Published: tables of the paper are not repeated here.
-Deviates: the tokens of the text have a head of their own instead of the one of the class token; both weights are
-          0.1, where the paper searches between 0.1 and 0.2; weight decay and schedule are ours.
+Deviates: the tokens of the text have a head of their own instead of the one of the class token; both weights
+          are 0.1, where the paper searches between 0.1 and 0.2; weight decay and schedule are ours.
 Released: padding tokens count, and the shares have 1e-7 added: `variant=released`.
 """
 

@@ -67,7 +67,7 @@ class TextEncoder:
         return self._from_sentences(sentences, rng) or [report]
 
     def _sections(self, example: Mapping[str, Any], report: str) -> dict[str, str]:
-        """Findings and impression: those stored, else those of the cleaned report; "" or left out if missing."""
+        """Findings and impression, those stored or those of the report; "" or left out where missing."""
         clean = self._clean if self.options.clean else str
         found = {name: clean(example.get(name) or "") for name in _SECTIONS}
         return found if any(found.values()) else text_lib.split_sections(report)

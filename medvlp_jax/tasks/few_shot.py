@@ -316,5 +316,4 @@ def train_adapter(
     state = optimiser.init(params)
     for _ in range(steps):
         params, state = step(params, state)
-    trained = jax.device_get(params)
-    return lambda embed: np.asarray(adapt(trained, jnp.asarray(embed)))
+    return lambda embed: np.asarray(adapt(params, jnp.asarray(embed)))

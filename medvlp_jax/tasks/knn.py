@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.tasks.base import EncodeText, EvalData, Features, Metric, Task, TaskResult, slugs
+from medvlp_jax.tasks.base import EncodeText, EvalData, Features, Task, TaskResult, slugs
 from medvlp_jax.tasks.multi_label import (
     UncertainPolicy,
     auroc_metrics,
@@ -60,11 +60,7 @@ class Knn(Task):
             raise UserError(f"knn temperature={self.temperature}: 0 or more")
 
     def __call__(self, data: EvalData, encode_text: EncodeText, logit_scale: float) -> TaskResult:
-        """See the class; the text tower plays no part.
-
-        Raises:
-            UserError: no such split or label, or the evaluated split is the training split.
-        """
+        """See the class. Raises UserError: no such split or label, or the evaluated split is for training."""
         del encode_text, logit_scale
         if not data.label_names:
             reason = f"dataset {data.dataset} has no labels, so there is nothing to classify"
@@ -93,7 +89,7 @@ class Knn(Task):
             quality = [macro_auroc(*truth, score) for score in scores(validation, ks)]
             ks = [ks[int(np.argmax(np.nan_to_num(quality, nan=-1.0)))]]
         test = access.features(access.split)
-        score = scores(test, ks)[0]
+        (score,) = scores(test, ks)
         label, mask = self._labels(test, columns)
         found = auroc_metrics(
             label,
@@ -103,11 +99,9 @@ class Knn(Task):
             samples=self.bootstrap_samples,
             seed=self.seed,
         )
-        results: dict[str, Metric] = {self.key(data, "macro_auroc"): found[0]}
-        for name, metric in zip(slugs(names), found[1:], strict=True):
-            results[self.key(data, f"auroc_{name}")] = metric
+        keys = ["macro_auroc", *(f"auroc_{name}" for name in slugs(names))]
         return TaskResult(
-            metrics=results,
+            metrics={self.key(data, key): metric for key, metric in zip(keys, found, strict=True)},
             predictions={
                 "score": score,
                 "label": label,

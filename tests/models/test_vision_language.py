@@ -241,8 +241,8 @@ def test_what_the_model_cannot_do_is_refused_with_a_remedy():
     without = {k: v for k, v in BATCH.items() if k != "word_ids"}
     with pytest.raises(UserError, match="word_ids"):
         jax.eval_shape(lambda: _model(merge_words=True).init(jax.random.key(0), without))
+    both = _model(image_pooling="projected_mean")
     with pytest.raises(UserError, match=r"leave model\.image_token_projection out"):
-        both = _model(image_pooling="projected_mean")
         jax.eval_shape(lambda: both.init(jax.random.key(0), BATCH))
     with pytest.raises(UserError, match="encoder or projected_mean"):
         jax.eval_shape(lambda: _model(image_pooling="mean").init(jax.random.key(0), BATCH))

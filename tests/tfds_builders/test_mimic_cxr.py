@@ -208,7 +208,9 @@ def test_patient_in_two_splits_stops(folder, built) -> None:
 def test_options(folder, built, save_table, tmp_path) -> None:
     with pytest.raises(UserError, match=r"labeler='chexbert': expected chexpert or negbio"):
         built("mimic_cxr", folder, labeler="chexbert")
-    with pytest.raises(UserError, match=r"option 'sise' is unknown; there are equalise, exclude, .*labeler"):
+    with pytest.raises(
+        UserError, match=r"option 'sise' is unknown; there are equalise, exclude, .*labeler"
+    ):
         built("mimic_cxr", folder, sise="3")
     with pytest.raises(UserError, match="size='-3': expected a value like 256"):
         built("mimic_cxr", folder, size="-3")
