@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/biomedclip.py:data=pmc_oa --workdir W 
           VIT: google/vit-base-patch16-224 or timm's; PUBMEDBERT: a BERT checkpoint with its tokenizer.
           ./run.sh train --config configs/biomedclip.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: 16 A100, batch 4,096, 40 epochs of PMC-15M, as published.
-Published (not re-measured here): PMC-15M test, Recall@1 / 5 / 10: 70.1 / 86.4 / 90.2 and 69.6 / 86.3 / 90.2.
+Published (second-hand, not run): PMC-15M test, Recall@1 / 5 / 10: 70.1 / 86.4 / 90.2 and 69.6 / 86.3 / 90.2.
 Deviates: PMC-15M cannot be downloaded; PMC-OA is the nearest public corpus. The warm-up of 2,000 steps is
           written as the share that it was.
 """

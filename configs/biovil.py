@@ -8,7 +8,7 @@ Command:  ./run.sh train --config configs/biovil.py:stage=text,data=mimic_cxr --
           ./run.sh train --config configs/biovil.py:cpu --workdir W      (synthetic corpus, minutes)
           The published towers load as `init` too: docs/pretrained.md.
 Hardware: batch 32.
-Published (not re-measured here): RSNA zero-shot accuracy 0.732, F1 0.665, AUROC 0.831; MS-CXR
+Published (second-hand, not run): RSNA zero-shot accuracy 0.732, F1 0.665, AUROC 0.831; MS-CXR
           contrast-to-noise ratio 1.03 to 1.07, BioViL-L 1.14 to 1.21.
 Deviates: training code and settings are not released: rate, schedule, weights of the terms and epochs are
           ours; the language model sees one corpus, not PubMed and MIMIC-III; a report that lacks a section

@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/biovil_t.py:data=mimic_cxr --workdir W
           ./run.sh train --config configs/biovil_t.py:cpu --workdir W      (synthetic corpus, minutes)
           The published towers load as `init` too: docs/pretrained.md.
 Hardware: not given by our sources.
-Published (not re-measured here): RSNA zero-shot accuracy 0.805, F1 0.706, AUROC 0.871; MS-CXR
+Published (second-hand, not run): RSNA zero-shot accuracy 0.805, F1 0.706, AUROC 0.871; MS-CXR
           contrast-to-noise ratio 1.33; MS-CXR-T macro-accuracy 61.1 (consolidation), 67.0 (pleural effusion),
           61.9 (pneumonia), 42.6 (pneumothorax), 68.5 (oedema).
 Deviates: training code and settings are not released: batch, rate, schedule and epochs are ours; masked words

@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/chexzero.py:data=mimic_cxr --workdir W
           CLIP: openai/clip-vit-base-patch32, its folder or file; brings its tokenizer along.
           ./run.sh train --config configs/chexzero.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU, batch 16, as published.
-Published (not re-measured here): CheXpert test, five findings, zero-shot: AUROC 0.889, MCC 0.523, F1 0.606
+Published (second-hand, not run): CheXpert test, five findings, zero-shot: AUROC 0.889, MCC 0.523, F1 0.606
           (mean of ten checkpoints).
 Deviates: evaluation scores with the learned scale; the released code takes the softmax over the pair of
           prompts without it, which changes probabilities but not AUROC. Cosine schedule instead of none.

@@ -4,7 +4,7 @@ Command:  ./run.sh train --config configs/cxr_clip.py:data=mimic_cxr --workdir W
           ./run.sh train --config configs/cxr_clip.py:data=mimic_cxr,second=TRANSLATED.jsonl --workdir W
           ./run.sh train --config configs/cxr_clip.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: batch 128 per GPU, as published.
-Published (not re-measured here): CheXpert 5x200 zero-shot accuracy about 0.62; MIMIC-CXR image to text
+Published (second-hand, not run): CheXpert 5x200 zero-shot accuracy about 0.62; MIMIC-CXR image to text
           Recall@1 / 5 / 10 21.6 / 48.9 / 60.2.
 Deviates: the second image is a second random view of the same image, never the lateral one; the second text
           is the impression beside the findings, or a table's (`second`), never a prompt made of labels. The

@@ -6,7 +6,7 @@ Command:  ./run.sh train --config configs/cxr_repair.py:data=mimic_cxr --workdir
           ./run.sh train --config configs/cxr_repair.py:sample=sentence,data=mimic_cxr --workdir W
           ./run.sh train --config configs/cxr_repair.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU.
-Published (not re-measured here): MIMIC-CXR BLEU-2 0.069, BERTScore 0.193, RadGraph F1 0.090.
+Published (second-hand, not run): MIMIC-CXR BLEU-2 0.069, BERTScore 0.193, RadGraph F1 0.090.
 Deviates: batch, optimiser and epochs are those of CheXzero, which is the same training.
           Not here: writing the report. The paper takes the one report, or the K sentences, of the training
           corpus that are nearest to an image by cosine, and scores that text; `retrieval` ranks the texts of

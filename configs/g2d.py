@@ -3,7 +3,7 @@
 Command:  ./run.sh train --config configs/g2d.py:data=mimic_cxr --workdir W
           ./run.sh train --config configs/g2d.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: 16 GPUs, batch 128 each, as published.
-Published (not re-measured here): linear probe at 1 / 10 / 100 % of the labels, AUROC CheXpert 89.7 / 90.4 /
+Published (second-hand, not run): linear probe at 1 / 10 / 100 % of the labels, AUROC CheXpert 89.7 / 90.4 /
           91.1, RSNA 92.2 / 92.9 / 93.6; Dice of encoder and decoder SIIM 65.6 / 66.9 / 68.4, RSNA 72.8 /
           73.4 / 76.9.
 Deviates: text tower and optimiser beside learning rate, batch and epochs are ours; the bilateral filter is

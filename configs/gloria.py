@@ -3,7 +3,7 @@
 Command:  ./run.sh train --config configs/gloria.py:data=chexpert --workdir W
           ./run.sh train --config configs/gloria.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU, batch 48, as published.
-Published (not re-measured here): CheXpert 5x200 zero-shot accuracy 0.61, F1 0.67; linear probe CheXpert
+Published (second-hand, not run): CheXpert 5x200 zero-shot accuracy 0.61, F1 0.67; linear probe CheXpert
           AUROC 86.6 / 87.8 / 88.1 and RSNA 86.1 / 88.0 / 88.6 at 1 / 10 / 100 % of the labels.
 Deviates: the paper's reports of CheXpert were closed then (CheXpert Plus has them now); cosine schedule
           instead of halving on a plateau; the towers start from what `init` gives.

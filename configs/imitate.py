@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/imitate.py:data=mimic_cxr --workdir W 
           The frozen text tower needs pretrained weights.
           ./run.sh train --config configs/imitate.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: batch 128, as published.
-Published (not re-measured here): segmentation RSNA Dice 70.5 at 1 % of the labels.
+Published (second-hand, not run): segmentation RSNA Dice 70.5 at 1 % of the labels.
 Deviates: embeddings have 512 features (768 in the released settings).
 Released: nothing known that the paper contradicts.
 """

@@ -10,7 +10,7 @@ Command:  ./run.sh train --config configs/kad.py:stage=knowledge,data=image_text
           QUERIES.npy: one row for each label of the data set, in its order: that tower's state of its name.
           ./run.sh train --config configs/kad.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: batch 64 at 512 pixels, as published.
-Published (not re-measured here): zero-shot AUROC ChestX-ray14 78.9, CheXpert 90.5.
+Published (second-hand, not run): zero-shot AUROC ChestX-ray14 78.9, CheXpert 90.5.
 Deviates: the text is the report itself, not the entities that RadGraph finds in it; the queries are the
           labels of the data set, learned unless given. Zero-shot by the queries is not an evaluation task
           here yet: a run logs image_knowledge/accuracy. Settings of the first stage beside its batch and text

@@ -3,7 +3,7 @@
 Command:  ./run.sh train --config configs/limitr.py:data=mimic_cxr --workdir W
           ./run.sh train --config configs/limitr.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU, batch 48, as published.
-Published (not re-measured here): retrieval on MIMIC-CXR, Recall@1 37.7 and 39.7 for the two directions, which
+Published (second-hand, not run): retrieval on MIMIC-CXR, Recall@1 37.7 and 39.7 for the two directions, which
           sources assign differently.
 Deviates: no lateral view and no position code (neither has the released default); global features are means,
           not pooled by attention; no dropout of the scores; the best checkpoint is not chosen by retrieval.

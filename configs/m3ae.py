@@ -3,7 +3,7 @@
 Command:  ./run.sh train --config configs/m3ae.py:data=image_text_folder/YOURS --workdir W
           ./run.sh train --config configs/m3ae.py:cpu --workdir W        (synthetic corpus, minutes)
 Hardware: 8 x 32 images on 8 GPUs as published; batch 256.
-Published (not re-measured here): VQA-RAD 67.23 / 83.46 / 77.01 (open / closed / all), SLAKE 80.31 /
+Published (second-hand, not run): VQA-RAD 67.23 / 83.46 / 77.01 (open / closed / all), SLAKE 80.31 /
           87.82 / 83.25.
 Deviates: towers start from CLIP ViT-B/16 and RoBERTa-base in the paper; here from what `init` gives.
 Released: nothing known that the paper contradicts; the code drops the last block of CLIP's ViT, which

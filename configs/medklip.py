@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/medklip.py:data=mimic_cxr,queries=QUER
           descriptions by ClinicalBERT. Without it the queries are learned.
           ./run.sh train --config configs/medklip.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: batch 48, as published; one GPU holds it.
-Published (not re-measured here): zero-shot AUROC RSNA 86.9, SIIM 89.2, ChestX-ray14 72.6, CheXpert 87.9 (as
+Published (second-hand, not run): zero-shot AUROC RSNA 86.9, SIIM 89.2, ChestX-ray14 72.6, CheXpert 87.9 (as
           G2D lists them); ChestX-ray14 fine-tuned on 1 / 10 / 100 % of the labels 77.2 / 78.9 / 83.2.
 Deviates: the entities are the labels of the data set, not the paper's 75; no contrast of positions, for which
           no data set here stores `entity_positions` (`objectives.entity_query.location_weight`); mild

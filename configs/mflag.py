@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/mflag.py:data=mimic_cxr --workdir W \\
           The frozen text tower needs pretrained weights.
           ./run.sh train --config configs/mflag.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: batch 512 per process; the released launch has 2 of them.
-Published (not re-measured here): segmentation SIIM Dice 52.5 / 61.2 / 64.8, RSNA 64.6 / 69.7 / 70.5;
+Published (second-hand, not run): segmentation SIIM Dice 52.5 / 61.2 / 64.8, RSNA 64.6 / 69.7 / 70.5;
           detection RSNA mAP 13.7 / 17.5 / 25.4 at 1 / 10 / 100 % of the labels.
 Deviates: one cosine schedule instead of restarts; mild rotations and no perspective, where the code turns
           by up to 90 degrees; the mean runs over the rows of the global batch.

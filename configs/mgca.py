@@ -3,7 +3,7 @@
 Command:  ./run.sh train --config configs/mgca.py:data=image_text_folder/YOURS --workdir W
           ./run.sh train --config configs/mgca.py:cpu --workdir W        (synthetic corpus, minutes)
 Hardware: 2 x RTX 3090, about one day for 217,000 MIMIC-CXR pairs and 50 epochs (as published).
-Published (not re-measured here): linear probe CheXpert AUROC 88.8 / 89.1 / 89.7, RSNA 89.1 / 89.9 / 90.8
+Published (second-hand, not run): linear probe CheXpert AUROC 88.8 / 89.1 / 89.7, RSNA 89.1 / 89.9 / 90.8
           for ViT at 1 / 10 / 100 % of the labels.
 Deviates: towers start from DeiT and BioClinicalBERT weights in the paper; here from what `init` gives.
 Released: all three weights are 1, the instance term adds its two directions instead of averaging them,

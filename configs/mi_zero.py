@@ -4,7 +4,7 @@ Command:  ./run.sh train --config configs/mi_zero.py:data=quilt_1m --workdir W \
               --config.model.image_encoder.init=SWIN --config.model.text_encoder.init=PUBMEDBERT
           ./run.sh train --config configs/mi_zero.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: not stated here; batch 256.
-Published (not re-measured here): median balanced accuracy over three tasks (BRCA, NSCLC, RCC) 70.2.
+Published (second-hand, not run): median balanced accuracy over three tasks (BRCA, NSCLC, RCC) 70.2.
 Deviates: the 33,480 pairs of the paper are in-house and ARCH's, so the command names Quilt-1M; a Swin-T in
           place of CTransPath, which has convolutions for patches; batch, optimiser and epochs are ours.
           Not here: whole slides. The score of a slide is the mean of the K largest similarities of its

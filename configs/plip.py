@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/plip.py:data=quilt_1m --workdir W \\
           CLIP: openai/clip-vit-base-patch32, its folder or file; brings its tokenizer along.
           ./run.sh train --config configs/plip.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: not stated; batch 128 fits one GPU.
-Published (not re-measured here): zero-shot weighted F1: Kather 0.565, PanNuke 0.656, DigestPath 0.832,
+Published (second-hand, not run): zero-shot weighted F1: Kather 0.565, PanNuke 0.656, DigestPath 0.832,
           WSSS4LUAD 0.734.
 Deviates: OpenPath (208,414 pairs from Twitter) is not distributed, so the command names Quilt-1M; batch size
           and epochs are ours.

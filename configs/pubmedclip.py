@@ -5,7 +5,7 @@ Command:  ./run.sh train --config configs/pubmedclip.py:data=roco --workdir W \\
           CLIP: openai/clip-vit-base-patch32, or for image=resnet OpenAI's RN50; brings its tokenizer along.
           ./run.sh train --config configs/pubmedclip.py:cpu --workdir W      (synthetic corpus, minutes)
 Hardware: one GPU, batch 64, as published.
-Published (not re-measured here): as image encoder of a VQA model, VQA-RAD open / closed / all
+Published (second-hand, not run): as image encoder of a VQA model, VQA-RAD open / closed / all
           60.1 / 80.0 / 72.1, SLAKE 78.4 / 82.5 / 80.1.
 Released: the code exponentiates two fixed numbers and multiplies the logits by exp(0.01) / exp(0.07), about
           0.94, where CLIP has 1 / 0.07; `variant=released` does that, the paper's text has CLIP's scale.
