@@ -43,7 +43,7 @@ def get_config(arg: str = ""):
             info_nce=dict(weight=1.0, temperature=0.1, learnable=False, image_to_text_weight=0.75),
             local_intra_sample=dict(
                 weight=0.375,
-                temperature=0.3,
+                local_temperature=0.3,
                 features=512 if full else 64,
                 hidden=2048 if full else 64,
                 **parts,

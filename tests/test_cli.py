@@ -153,6 +153,7 @@ def test_a_whole_run_from_the_command_line(root, tmp_path, capsys, monkeypatch) 
     assert model.encode_text(["No pleural effusion."]).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_an_image_tower_goes_to_timm_from_the_command_line(
     root, tmp_path, capsys, monkeypatch
 ) -> None:

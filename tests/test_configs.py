@@ -66,7 +66,7 @@ def test_full_size_builds(spec: str, data_root, tmp_path) -> None:
     assert count > (1_000_000 if spec.startswith("quickstart") else 70_000_000)
 
 
-QUICK = ("m3ae", "mgca", "quickstart", "captioning")
+QUICK = ("m3ae", "quickstart")
 """One config of each kind of system; the others run with `-m slow`, all in one session."""
 
 

@@ -78,6 +78,7 @@ def test_named_tower_starts_from_the_file_and_the_rest_does_not(smoke, tmp_path,
         np.testing.assert_array_equal(averaged[name], got[name])
 
 
+@pytest.mark.slow
 def test_resumed_run_does_not_start_again(smoke, tmp_path, fill, capsys) -> None:
     path, _ = image_checkpoint(smoke, tmp_path, fill)
     overrides = (f"model.image_encoder.init={path}", "train.steps=2", "train.save_every=1")
@@ -156,6 +157,7 @@ def test_real_variant_has_the_heads_of_its_checkpoint(minilm) -> None:
     assert bert.VARIANTS["mini6"]["heads"] == config["num_attention_heads"]
 
 
+@pytest.mark.slow
 def test_real_image_tower_trains_exports_and_reloads(smoke, tmp_path, capsys) -> None:
     """Init from DINOv2, one step with the tower frozen, export, reload in PyTorch: the same tensors."""
     torch = pytest.importorskip("torch")

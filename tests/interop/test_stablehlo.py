@@ -45,6 +45,7 @@ def test_programs_give_our_outputs_at_any_batch_size(any_trained, tmp_path) -> N
         assert np.abs(got[0] - got[1]).max() > 1e-3  # the inputs do matter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

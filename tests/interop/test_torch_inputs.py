@@ -20,6 +20,7 @@ def outputs(folder, trained, batch: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return {key: value.numpy() for key, value in got.items()}
 
 
+@pytest.mark.slow
 def test_a_prior_image_is_an_optional_input(make_trained, tmp_path) -> None:
     trained = make_trained("multi_image")
     done = torch_export.export(trained, tmp_path / "out")

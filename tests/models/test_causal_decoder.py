@@ -20,6 +20,7 @@ CONTEXT = np.random.default_rng(1).normal(size=(3, 7, 48)).astype(np.float32)
 CONTEXT_MASK = (np.arange(7) < np.array([7, 4, 6])[:, None]).astype(np.int32)
 
 PARAMETERS = {
+    "quickstart": 11_479_296,  # ours
     # "small" is transformers' GPT2LMHeadModel with the published weights ("124M"). By hand, with D wide
     # context: V*D + P*D + depth * (16 D^2 + 19 D) + 2 D, where without cross-attention it is 12 D^2 + 13 D.
     "test": 54_528,

@@ -20,6 +20,7 @@ IDS[np.arange(3), LENGTHS - 1] = EOS
 IDS[MASK == 0] = EOS  # CLIP's tokenizer in transformers pads with the end-of-text token
 
 PARAMETERS = {
+    "quickstart": 6_730_880,  # ours
     # Of transformers.CLIPTextModel with OpenAI's weights (63.2 M and 123.1 M in arXiv 2103.00020), that is
     # without the text projection; the test variant by hand: 512*32 + 128*32 + 2*12_704 + 64.
     "test": 45_952,

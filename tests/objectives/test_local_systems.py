@@ -76,6 +76,7 @@ def batch_of(texts: int) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [1, 2])
 def test_objectives_train_on_the_outputs_of_the_models(texts: int, fill) -> None:
     """Loss and gradients of all of them together, in training mode."""
