@@ -324,7 +324,7 @@ def _load_validator(part: pathlib.Path, download: Download) -> str:
             return noted["version"]
         _forget(part)
     except (OSError, ValueError, KeyError):
-        pass
+        pass  # no note, or a damaged one: the version is unknown, and the server is asked for the whole file
     return ""
 
 

@@ -108,6 +108,23 @@ class Access(Protocol):
         ...
 
 
+def training_split(access: Access, chosen: str, otherwise: str) -> str:
+    """The split that a task learns from: `chosen`, or with "" the config's.
+
+    Args:
+        otherwise: what would happen on the evaluated split itself, for the message: "knn would find ...".
+
+    Raises:
+        UserError: it is the evaluated split.
+    """
+    split = chosen or access.train_split
+    if split == access.split:
+        raise UserError(
+            f"{otherwise}: evaluate another split than {split!r} (--split), or set train_split"
+        )
+    return split
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalData:
     """Embeddings and labels of one split, every example exactly once.

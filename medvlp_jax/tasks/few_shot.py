@@ -13,7 +13,16 @@ import numpy as np
 import optax
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.tasks.base import EncodeText, EvalData, Features, Metric, Task, TaskResult, slugs
+from medvlp_jax.tasks.base import (
+    EncodeText,
+    EvalData,
+    Features,
+    Metric,
+    Task,
+    TaskResult,
+    slugs,
+    training_split,
+)
 from medvlp_jax.tasks.multi_label import (
     UncertainPolicy,
     auroc_metrics,
@@ -120,12 +129,9 @@ class FewShot(Task):
             reason = f"dataset {data.dataset} has no labels, so there is nothing to classify"
             return TaskResult(artefacts={"skipped": reason})
         access = data.need_access("few_shot")
-        train_split = self.train_split or access.train_split
-        if train_split == access.split:
-            raise UserError(
-                f"few_shot would be tested on its own images: evaluate another split than {train_split!r} "
-                "(--split), or set train_split"
-            )
+        train_split = training_split(
+            access, self.train_split, "few_shot would be tested on its own images"
+        )
         names, columns = label_columns("few_shot", data.dataset, data.label_names, self.labels)
         zero_shot = ZeroShot(
             prompts=self.prompts, prompts_per_label=self.prompts_per_label, seed=self.seed

@@ -8,7 +8,15 @@ from typing import Literal
 import numpy as np
 
 from medvlp_jax.errors import UserError
-from medvlp_jax.tasks.base import EncodeText, EvalData, Features, Task, TaskResult, slugs
+from medvlp_jax.tasks.base import (
+    EncodeText,
+    EvalData,
+    Features,
+    Task,
+    TaskResult,
+    slugs,
+    training_split,
+)
 from medvlp_jax.tasks.multi_label import (
     UncertainPolicy,
     auroc_metrics,
@@ -66,12 +74,7 @@ class Knn(Task):
             reason = f"dataset {data.dataset} has no labels, so there is nothing to classify"
             return TaskResult(artefacts={"skipped": reason})
         access = data.need_access("knn")
-        train_split = self.train_split or access.train_split
-        if train_split == access.split:
-            raise UserError(
-                f"knn would find each image itself: evaluate another split than {train_split!r} "
-                "(--split), or set train_split"
-            )
+        train_split = training_split(access, self.train_split, "knn would find each image itself")
         names, columns = label_columns("knn", data.dataset, data.label_names, self.labels)
         train = access.features(train_split)
         memory = self._unit(train)

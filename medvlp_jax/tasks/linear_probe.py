@@ -21,6 +21,7 @@ from medvlp_jax.tasks.base import (
     Task,
     TaskResult,
     slugs,
+    training_split,
 )
 from medvlp_jax.tasks.multi_label import (
     UncertainPolicy,
@@ -135,12 +136,9 @@ class LinearProbe(Task):
             reason = f"dataset {data.dataset} has no labels, so there is nothing to probe"
             return TaskResult(artefacts={"skipped": reason})
         access = data.need_access("linear_probe")
-        train_split = self.train_split or access.train_split
-        if train_split == access.split:
-            raise UserError(
-                f"linear_probe would be tested on its own training rows: evaluate another split than "
-                f"{train_split!r} (--split), or set train_split"
-            )
+        train_split = training_split(
+            access, self.train_split, "linear_probe would be tested on its own training rows"
+        )
         names, columns = label_columns("linear_probe", data.dataset, data.label_names, self.labels)
         train = self._labelled(access.features(train_split), columns)
         train = train.take(np.flatnonzero(train.mask.any(axis=1)))
