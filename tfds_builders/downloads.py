@@ -182,7 +182,8 @@ def _receive(download: Download, part: pathlib.Path, access: str) -> None:
         UserError: not worth one.
         OSError: from the disk.
     """
-    start, validator = _size(part), _load_validator(part, download)
+    validator = _load_validator(part, download)  # first: it may remove the part
+    start = _size(part)
     headers = {"User-Agent": "medvlp_jax", "Accept-Encoding": "identity"}
     # Pieces of two versions must not be joined: the server compares the version, or the checksum tells.
     if start and (validator or download.checksum):
@@ -324,7 +325,7 @@ def _load_validator(part: pathlib.Path, download: Download) -> str:
             return noted["version"]
         _forget(part)
     except (OSError, ValueError, KeyError):
-        pass  # no note, or a damaged one: the version is unknown, and the server is asked for the whole file
+        pass  # no note, or a damaged one: the version is unknown
     return ""
 
 
